@@ -1,0 +1,81 @@
+"""Every key that exists, with its unit and source. Other configurations set differences only.
+
+The values are the recipe of FDA-BNN, section 3.1, where the paper gives one.
+"""
+
+
+from ml_collections import ConfigDict
+
+from methods import method
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The base configuration.
+
+    Args:
+      arg: what stands behind the colon of --config=FILE:ARG, the name of a method.
+
+    Returns:
+      A ConfigDict whose keys are all there are.
+    """
+    config = ConfigDict()
+    config.seed = 0  # of initial weights, order and augmentation
+    config.model = ConfigDict(
+        {
+            "name": "resnet20",  # of fda_jax.models.MODELS
+            "dtype": "float32",  # of the computation, or "bfloat16"; parameters stay float32
+        }
+    )
+    config.method = method(arg)
+    config.data = ConfigDict(
+        {
+            # digits, cifar10, cifar100, mnist, fashion_mnist, tfds:NAME or folder:PATH
+            "name": "cifar10",
+            "dir": "data",  # folder that holds the official files
+            "image_size": 224,  # pixels; of folder: and tfds: images that vary in size
+            "num_threads": 8,  # that decode images; for the same
+        }
+    )
+    config.augment = ConfigDict(
+        {
+            "crop_px": 4,  # pixels of black border from which a crop is cut; 0 for none
+            "flip": True,  # mirror half of the images
+        }
+    )
+    config.train = ConfigDict(
+        {
+            "epochs": 400,  # section 3.1
+            "batch_size": 128,  # examples a step over all devices; section 3.1
+            "steps_per_call": 0,  # steps a compiled call; 0 means 1 on a CPU and 50 elsewhere
+            "label_smoothing": 0.0,  # the paper says plain cross-entropy
+            "ema_decay": 0.0,  # of averaged parameters for evaluation; 0 for none
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "name": "sgd",  # or "adam", "adamw"
+            "learning_rate": 0.1,  # section 3.1
+            "schedule": "cosine",  # or "linear", "step", "constant"; not in the paper
+            "warmup_epochs": 0.0,
+            "boundary_epochs": (),  # epochs, for "step"
+            "boundary_factor": 0.1,  # for "step"
+            "momentum": 0.9,  # of sgd; section 3.1
+            "nesterov": False,
+            "weight_decay": 1e-4,  # section 3.1
+            # The paper does not say what decays; its siblings decay everything.
+            "decay_groups": ("binary", "real", "norm", "prelu", "noise"),
+            "clip_norm": 0.0,  # largest global gradient norm; 0 for no clipping
+        }
+    )
+    config.eval = ConfigDict(
+        {
+            "batch_size": 1000,  # examples a step over all devices
+            "every_epochs": 1,
+        }
+    )
+    config.checkpoint = ConfigDict(
+        {
+            "every_epochs": 1,  # the last one; a new best is always saved
+        }
+    )
+    return config

@@ -1,0 +1,58 @@
+"""From a data set's name to its two splits."""
+
+import difflib
+import os
+from pathlib import Path
+
+from fda_jax.data.digits import load_digits
+from fda_jax.data.errors import DataError
+from fda_jax.data.folder import load_folder
+from fda_jax.data.official import load_official
+from fda_jax.data.specs import SPECS
+from fda_jax.data.splits import Dataset
+from fda_jax.data.tfds_reader import load_tfds
+
+
+def load(
+    name: str, *, dir: str | os.PathLike[str], image_size: int = 224, num_threads: int = 8
+) -> Dataset:
+    """Loads a data set.
+
+    Args:
+        name: one of `SPECS` ("digits" needs no files); "tfds:NAME" for a data set that
+            tensorflow-datasets prepared in `dir`; or "folder:PATH" for class folders of images,
+            where a relative PATH starts at `dir`.
+        dir: the data directory; "~" is the home folder.
+        image_size: side of streamed images, pixels; small data sets keep their own size.
+        num_threads: threads that decode images; 0 decodes in the consumer's own thread.
+
+    Returns:
+        The data set: its splits, classes and normalisation statistics.
+
+    Raises:
+        DataError: unknown name, bad arguments, files that are missing, altered or inconsistent,
+            or an optional package that is not installed.
+    """
+    if image_size < 1 or num_threads < 0:
+        raise DataError(
+            f"image_size is {image_size} and num_threads {num_threads}; they must be at least 1 "
+            "and at least 0."
+        )
+    directory = Path(dir).expanduser()
+    kind, separator, rest = name.partition(":")
+    if separator and kind == "tfds" and rest:
+        return load_tfds(rest, directory, image_size=image_size, num_threads=num_threads)
+    if separator and kind == "folder" and rest:
+        path = directory / Path(rest).expanduser()
+        return load_folder(name, path, image_size=image_size, num_threads=num_threads)
+    if name not in SPECS:
+        raise _unknown(name)
+    return load_digits() if name == "digits" else load_official(SPECS[name], directory)
+
+
+def _unknown(name: str) -> DataError:
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), SPECS, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return DataError(
+        f"unknown data set {name!r}.{hint} Known are {', '.join(SPECS)}, tfds:NAME and folder:PATH."
+    )

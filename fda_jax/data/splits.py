@@ -1,0 +1,182 @@
+"""What a loaded data set is: two splits, each either resident in memory or streamed from disk."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from fda_jax.data.errors import DataError
+from fda_jax.data.stream import ExampleSource, stream_examples
+
+
+def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
+    """Checks that every label names a class.
+
+    Without this check a wrong label is silent: a one-hot of it is all zeros, and a gather clips.
+
+    Args:
+        labels: (n,), any integer dtype.
+        num_classes: number of classes; valid labels are 0 .. num_classes - 1.
+        name: what the labels belong to, for the message (such as "cifar10 train").
+
+    Raises:
+        DataError: labels are not whole numbers in one row, or one is out of range; the message
+            names the worst value and where it stands.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(
+            f"{name}: labels must be a row of whole numbers, (n,) of an integer dtype, but are "
+            f"{labels.shape} {labels.dtype}; convert them before building the split."
+        )
+    values = labels.astype(np.int64)
+    excess = np.maximum(-values, values - (num_classes - 1))
+    if excess.size == 0 or excess.max() <= 0:
+        return
+    worst = int(excess.argmax())
+    raise DataError(
+        f"{name}: label {values[worst]} of example {worst} is outside 0..{num_classes - 1} "
+        f"({int((excess > 0).sum())} of {values.size} labels are); correct the labels or the "
+        f"number of classes ({num_classes})."
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySplit:
+    """A split small enough to live in memory (and on the device) as a whole.
+
+    Attributes:
+        images: (n, h, w, c), uint8, 0..255.
+        labels: (n,), int32, class indices.
+        resident: always True; tells the two kinds of split apart.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    resident: ClassVar[Literal[True]] = True
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamSplit:
+    """A split whose images are decoded on the host, in parallel, ahead of the consumer.
+
+    Attributes:
+        source: random access to the decoded examples.
+        image_size: height and width of the images it yields, pixels.
+        num_threads: decoding threads; 0 decodes in the consumer's own thread.
+        resident: always False; tells the two kinds of split apart.
+    """
+
+    source: ExampleSource
+    image_size: int
+    num_threads: int
+    resident: ClassVar[Literal[False]] = False
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.source)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """All labels, (n,) int32; None where finding them means reading every image."""
+        return self.source.labels
+
+    def stream(
+        self, chunks: Iterable[tuple[np.ndarray, np.ndarray]], *, seed: int, train: bool
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields the examples asked for, chunk by chunk, in exactly the order asked.
+
+        Args:
+            chunks: pairs (indices, positions), each (k,) of integers; k may differ between
+                chunks, and the iterable may be lazy or endless. Index -1 is padding: an all-zero
+                image with label 0. A position is the example's number in the endless training
+                stream; with `seed` it alone decides the random crop and flip, so a run restarted
+                anywhere sees the same pixels. Positions are ignored where train is False.
+            seed: seed of the crops and flips, 0 <= seed < 2**64.
+            train: random resized crop and flip if True, central crop if False.
+
+        Yields:
+            (images (k, image_size, image_size, 3) uint8 RGB 0..255, labels (k,) int32).
+
+        Raises:
+            DataError: an index, position or label out of range, an empty or uneven chunk, or an
+                image that cannot be decoded (the message holds its path).
+        """
+        return stream_examples(
+            self.source,
+            chunks,
+            image_size=self.image_size,
+            num_threads=self.num_threads,
+            seed=seed,
+            train=train,
+        )
+
+
+Split = ArraySplit | StreamSplit
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A loaded data set.
+
+    Attributes:
+        name: as given to `load`.
+        num_classes: number of classes.
+        image_shape_hwc: height, width (pixels), channels of every image of both splits.
+        mean: per-channel mean of pixels in [0, 1], for `normalize`.
+        std: per-channel standard deviation of pixels in [0, 1], for `normalize`.
+        classes: class names by label.
+        train: the training split.
+        test: the split that accuracies are reported on.
+    """
+
+    name: str
+    num_classes: int
+    image_shape_hwc: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+
+
+def array_split(
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    image_shape_hwc: tuple[int, int, int],
+    num_classes: int,
+    name: str,
+) -> ArraySplit:
+    """Builds a resident split after checking that its parts agree.
+
+    Args:
+        images: (n, h, w, c), uint8, 0..255.
+        labels: (n,), any integer dtype.
+        image_shape_hwc: the shape that every image must have.
+        num_classes: number of classes.
+        name: what this is, for messages.
+
+    Returns:
+        The split, labels as int32.
+
+    Raises:
+        DataError: wrong shape or dtype, counts that differ, no examples, or a label out of range.
+    """
+    if images.dtype != np.uint8 or images.shape[1:] != image_shape_hwc:
+        raise DataError(
+            f"{name}: images are {images.shape} {images.dtype}, but must be "
+            f"(n, {', '.join(map(str, image_shape_hwc))}) uint8; get the official files again."
+        )
+    if len(images) != len(labels) or len(images) == 0:
+        raise DataError(
+            f"{name}: {len(images)} images and {len(labels)} labels; there must be as many of one "
+            "as of the other, and at least one. Get the files again."
+        )
+    check_labels(labels, num_classes, name)
+    return ArraySplit(images=np.ascontiguousarray(images), labels=labels.astype(np.int32))

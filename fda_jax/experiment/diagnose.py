@@ -1,0 +1,96 @@
+"""Which layer first gave a number that is not finite."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fda_jax.training.state import TrainState
+from fda_jax.training.step import Batch, Preprocessing, loss_and_gradient
+
+ADVICE = (
+    "Try a smaller --config.optimizer.learning_rate, --config.optimizer.clip_norm=1, "
+    "--config.optimizer.warmup_epochs=5, or an estimator with a window"
+)
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient is not finite; the message names the step, the layer and what to try."""
+
+
+def describe(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    total_steps: int,
+) -> str:
+    """Repeat a failed step without compiling it, and say where the trouble starts.
+
+    Args:
+      model: network without an axis name.
+      preprocessing: of the run.
+      state: the last good state.
+      batch: the examples of the failed step.
+      key: of the step's augmentation.
+      total_steps: length of the run.
+
+    Returns:
+      One sentence that names the first layer in the direction of the computation: of a parameter,
+      else of an output in the forward pass, else of a gradient in the backward pass.
+    """
+    for path, leaf in _leaves(state.params):
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            return f"the parameter {path} is not finite already"
+    images = preprocessing.train(
+        batch.images, key, state.step * len(batch.labels) + jnp.arange(len(batch.labels))
+    )
+    _, captured = model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        images,
+        train=True,
+        progress=state.step / total_steps,
+        mutable=["batch_stats", "intermediates"],
+        capture_intermediates=True,
+    )
+    # Outside jit the outputs come in the order in which they were computed.
+    outputs = list(_leaves(captured["intermediates"]))
+    for path, leaf in outputs:
+        if not bool(jnp.all(jnp.isfinite(leaf))):
+            return f"the first output that is not finite is that of {_layer(path)}"
+    gradient = loss_and_gradient(
+        model, preprocessing, total_steps=total_steps, label_smoothing=0.0, axis_name=None
+    )
+    _, grads = gradient(state, batch, key)
+    order = [_layer(path) for path, _ in outputs]
+    broken = [path for path, leaf in _leaves(grads) if not bool(jnp.all(jnp.isfinite(leaf)))]
+    if not broken:
+        return "the loss or the gradient's norm overflows although every layer's part is finite"
+
+    def depth(path: str) -> int:
+        owners = [i for i, layer in enumerate(order) if path.startswith(layer + "/")]
+        return min(owners, default=-1)
+
+    return (
+        "every output is finite, and on the way back the first gradient that is not belongs to "
+        f"{max(broken, key=depth)}"
+    )
+
+
+def _layer(path: str) -> str:
+    return path.rsplit("/__call__", 1)[0] or "the whole network"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings with their paths, in the mappings' own order."""
+    for name, value in tree.items():
+        path = f"{prefix}/{name}" if prefix else name
+        if isinstance(value, Mapping):
+            yield from _leaves(value, path)
+        else:
+            for leaf in jax.tree.leaves(value):
+                yield path, leaf

@@ -1,0 +1,162 @@
+"""A run's folder: its configuration, environment, metrics and result, all written atomically."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Where the data lie and how fast they are read changes no result.
+FREE_KEYS = ("data.dir", "data.num_threads")
+
+
+class WorkdirError(RuntimeError):
+    """A folder that a run may not use; the message says what to do."""
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+      path: of the folder.
+      is_writer: whether this process writes; with several processes only the first does.
+    """
+
+    def __init__(self, path: Path, *, is_writer: bool = True) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._metrics = path / "metrics.jsonl"
+        self._is_writer = is_writer
+
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Make the folder this run's, or refuse it, before anything is computed.
+
+        Raises:
+          WorkdirError: it cannot be written, or it holds a run of another configuration.
+        """
+        try:
+            if self._is_writer:
+                self.path.mkdir(parents=True, exist_ok=True)
+                probe = self.path / ".writable"
+                probe.write_text("")
+                probe.unlink()
+        except OSError as error:
+            raise WorkdirError(
+                f"the folder {self.path} cannot be written ({error.strerror}): "
+                "choose another --workdir, or make it writable"
+            ) from error
+        recorded = self.read("config.json")
+        if recorded is None:
+            if self.checkpoints.exists() and any(self.checkpoints.iterdir()):
+                raise WorkdirError(
+                    f"the folder {self.path} has checkpoints but no config.json, so they cannot be "
+                    "told from another run's: choose another --workdir"
+                )
+            self.write("config.json", dict(config))
+            return
+        differences = _differences(recorded, json.loads(json.dumps(dict(config))))
+        if differences:
+            raise WorkdirError(
+                f"the folder {self.path} holds a run of another configuration: "
+                f"{'; '.join(differences[:5])}. Choose another --workdir, or the old configuration "
+                "to resume that run"
+            )
+
+    def read(self, name: str) -> Any:
+        """The JSON file of this name, or None if there is none.
+
+        Raises:
+          WorkdirError: the file is not JSON.
+        """
+        try:
+            return json.loads((self.path / name).read_text())
+        except FileNotFoundError:
+            return None
+        except (ValueError, OSError) as error:
+            raise WorkdirError(
+                f"{self.path / name} cannot be read ({error}): restore it, or choose another "
+                "--workdir"
+            ) from error
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file so that it is either the old or the new one, never a part."""
+        if self._is_writer:
+            text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+            self._replace(self.path / name, text)
+
+    def append_metrics(self, *rows: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl for each row, on disk when this returns."""
+        if not self._is_writer:
+            return
+        with self._metrics.open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line that was cut short is left out."""
+        return read_metrics(self.path)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows of metrics.jsonl that belong to steps after this one."""
+        if self._is_writer and self._metrics.exists():
+            kept = [row for row in self.metrics() if row["step"] <= step]
+            self._replace(self._metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+    @staticmethod
+    def _replace(path: Path, text: str) -> None:
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with temporary.open("w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise WorkdirError(
+                f"{path} could not be written ({error.strerror}); what was there is untouched: "
+                "free some space and start the same command again"
+            ) from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run folder's metrics.jsonl; a last line that was cut short is left out.
+
+    Raises:
+      WorkdirError: another line than the last is not JSON.
+    """
+    file = path / "metrics.jsonl"
+    if not file.exists():
+        return []
+    rows = []
+    lines = file.read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise WorkdirError(
+                f"line {number} of {file} is not JSON: restore the file, or run again in another "
+                "--workdir"
+            ) from error
+    return rows
+
+
+def _differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    old, new = _leaves(recorded), _leaves(wanted)
+    return [
+        f"{key} was {old.get(key, 'not set')!r} and is {new.get(key, 'not set')!r}"
+        for key in sorted(old.keys() | new.keys())
+        if key not in FREE_KEYS and old.get(key) != new.get(key)
+    ]
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves |= _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves[prefix + key] = value
+    return leaves

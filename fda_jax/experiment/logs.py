@@ -1,0 +1,113 @@
+"""What a person sees of a run: lines on the terminal, and TensorBoard's events."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from tensorboardX import SummaryWriter
+
+
+class Terminal:
+    """One line an epoch, and a line that is overwritten in between where a person watches.
+
+    Args:
+      total_steps: of the run.
+      is_writer: whether this process prints; with several processes only the first does.
+      out: where to.
+    """
+
+    def __init__(self, total_steps: int, *, is_writer: bool = True, out: TextIO | None = None):
+        self._out = out or sys.stdout
+        self._total = total_steps
+        self._is_writer = is_writer
+        self._live = self._out.isatty()
+        self._start: tuple[float, int] | None = None
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._is_writer:
+            clear = "\r\x1b[2K" if self._live else ""
+            self._out.write(f"{clear}{text}\n")
+            self._out.flush()
+
+    def tick(self, epoch: int, step: int, means: Mapping[str, float]) -> None:
+        """Show how far the run is, on a line that the next one overwrites."""
+        now = time.monotonic()
+        if self._start is None:  # the first tick comes after compilation
+            self._start = (now, step)
+        if self._is_writer and self._live:
+            self._out.write(
+                f"\r\x1b[2Kepoch {epoch}  step {step}/{self._total}  loss {means['loss']:.4f}  "
+                f"accuracy {means['accuracy']:.2%}  {self.left(step)}"
+            )
+            self._out.flush()
+
+    def epoch(
+        self,
+        number: int,
+        epochs: int,
+        train: Mapping[str, float],
+        test: Mapping[str, float] | None,
+        step: int,
+        images_per_second: float,
+    ) -> None:
+        """Print an epoch's line."""
+        tested = (
+            f"  test loss {test['loss']:.4f} accuracy {test['accuracy']:.2%}" if test else ""
+        )
+        self.line(
+            f"epoch {number:>{len(str(epochs))}}/{epochs}  "
+            f"train loss {train['loss']:.4f} accuracy {train['accuracy']:.2%}{tested}  "
+            f"{images_per_second:,.0f} images/s  {self.left(step)}"
+        )
+
+    def left(self, step: int) -> str:
+        """The time that the rest of the run will take at the pace so far."""
+        if self._start is None or step <= self._start[1]:
+            return "time left unknown"
+        seconds = (time.monotonic() - self._start[0]) / (step - self._start[1])
+        return f"{duration(seconds * (self._total - step))} left"
+
+
+class TensorBoard:
+    """TensorBoard's scalar events.
+
+    Args:
+      folder: where the event files go.
+      step: the run goes on from here; events of later steps are marked as superseded.
+      is_writer: whether this process writes.
+    """
+
+    def __init__(self, folder: Path, *, step: int, is_writer: bool = True) -> None:
+        self._writer = (
+            SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            if is_writer
+            else None
+        )
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write a row of metrics.jsonl: each number becomes the scalar split/name."""
+        if self._writer is None:
+            return
+        for name, value in row.items():
+            if isinstance(value, float) and math.isfinite(value):
+                self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def duration(seconds: float) -> str:
+    """A length of time as a person says it: 42s, 3m05s, 2h07m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"

@@ -1,0 +1,189 @@
+"""From a configuration to the objects of a run. Each group is spread into keyword arguments, so a
+key that nothing takes is an error before anything is compiled."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from fda_jax import data, models
+from fda_jax.layers import lookup, make_method
+from fda_jax.training import devices
+from fda_jax.training.optimizer import make_optimizer, make_schedule
+from fda_jax.training.plan import Plan, choose, require
+from fda_jax.training.step import Preprocessing
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+GROUPS = ("model", "method", "data", "augment", "train", "optimizer", "eval", "checkpoint")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message names the key, the value and the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The objects of one run.
+
+    Attributes:
+      seed: of everything random.
+      dataset: training and test examples.
+      plan: lengths and sizes, in steps.
+      model: the network.
+      schedule: learning rate by step.
+      optimizer: optax transform.
+      preprocessing: from stored pixels to the network's input.
+      label_smoothing: of the training loss.
+      ema_decay: of the moving averages; 0 for none.
+    """
+
+    seed: int
+    dataset: data.Dataset
+    plan: Plan
+    model: nn.Module
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    preprocessing: Preprocessing
+    label_smoothing: float
+    ema_decay: float
+
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Build every object of a run, or refuse the configuration.
+
+    Args:
+      config: nested mapping with the groups of configs/base.py.
+
+    Returns:
+      An `Experiment`.
+
+    Raises:
+      ConfigError: an unknown or missing key.
+      ValueError: a value out of its range, or data that do not fit.
+    """
+    unknown = sorted(set(config) - {"seed", *GROUPS})
+    missing = sorted({"seed", *GROUPS} - set(config))
+    if unknown or missing:
+        raise ConfigError(
+            f"the configuration has unknown groups {unknown} and lacks {missing}: "
+            f"it needs exactly seed, {', '.join(GROUPS)} (see configs/base.py)"
+        )
+    _check_method(**config["method"])
+    dataset = _spread("data", data.load, config["data"])
+    plan = _make_plan(dataset, config)
+    model = _spread("model", _make_model, config["model"], dataset=dataset, method=config["method"])
+    schedule, optimizer = _spread("optimizer", _make_optimizer, config["optimizer"], plan=plan)
+    label_smoothing = float(config["train"]["label_smoothing"])
+    ema_decay = float(config["train"]["ema_decay"])
+    for key, value in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
+        require(0 <= value < 1, f"train.{key}", value, "must lie in [0, 1)")
+    return Experiment(
+        seed=config["seed"],
+        dataset=dataset,
+        plan=plan,
+        model=model,
+        schedule=schedule,
+        optimizer=optimizer,
+        preprocessing=_spread("augment", _make_preprocessing, config["augment"], dataset=dataset),
+        label_smoothing=label_smoothing,
+        ema_decay=ema_decay,
+    )
+
+
+def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
+    def make(*, train: Mapping, eval: Mapping, checkpoint: Mapping) -> Plan:
+        return Plan(
+            epochs=train["epochs"],
+            batch_size=train["batch_size"],
+            num_train=len(dataset.train),
+            num_test=len(dataset.test),
+            num_devices=jax.device_count(),
+            steps_per_call=_steps_per_call(train["steps_per_call"]),
+            eval_batch_size=eval["batch_size"],
+            eval_every_epochs=eval["every_epochs"],
+            checkpoint_every_epochs=checkpoint["every_epochs"],
+        )
+
+    known = {
+        "train": ("epochs", "batch_size", "steps_per_call", "label_smoothing", "ema_decay"),
+        "eval": ("batch_size", "every_epochs"),
+        "checkpoint": ("every_epochs",),
+    }
+    for group, keys in known.items():
+        _check_keys(group, config[group], keys)
+    return make(train=config["train"], eval=config["eval"], checkpoint=config["checkpoint"])
+
+
+def _steps_per_call(asked: int) -> int:
+    # XLA's CPU backend runs convolutions inside a loop many times slower than outside.
+    return asked or (1 if jax.default_backend() == "cpu" else 50)
+
+
+def _check_method(*, name: str, **knobs: Any) -> None:
+    make_method(name, **knobs)
+
+
+def _make_model(
+    *, dataset: data.Dataset, method: Mapping[str, Any], name: str, dtype: str
+) -> nn.Module:
+    choose("model.dtype", dtype, tuple(DTYPES))
+    lookup(models.MODELS, name, "network")
+    models.check_image_shape(name, dataset.image_shape_hwc)
+    knobs = dict(method)
+    return models.build(
+        name,
+        num_classes=dataset.num_classes,
+        method=make_method(knobs.pop("name"), **knobs),
+        dtype=DTYPES[dtype],
+        axis_name=devices.AXIS,
+    )
+
+
+def _make_optimizer(
+    *,
+    plan: Plan,
+    learning_rate: float,
+    schedule: str,
+    warmup_epochs: float,
+    boundary_epochs: Sequence[float],
+    boundary_factor: float,
+    **optimizer: Any,
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    rate = make_schedule(
+        schedule=schedule,
+        learning_rate=learning_rate,
+        total_steps=plan.total_steps,
+        warmup_steps=plan.steps_of(warmup_epochs),
+        boundaries=tuple(plan.steps_of(epoch) for epoch in boundary_epochs),
+        factor=boundary_factor,
+    )
+    return rate, make_optimizer(schedule=rate, **optimizer)
+
+
+def _make_preprocessing(*, dataset: data.Dataset, crop_px: int, flip: bool) -> Preprocessing:
+    require(crop_px >= 0, "augment.crop_px", crop_px, "must not be negative")
+    return Preprocessing(tuple(dataset.mean), tuple(dataset.std), crop_px, flip)
+
+
+def _spread(group: str, fn: Callable[..., Any], values: Mapping[str, Any], **extra: Any) -> Any:
+    """Call `fn` with a group's keys as keyword arguments; an unfit key is a ConfigError."""
+    try:
+        inspect.signature(fn).bind(**values, **extra)
+    except TypeError as error:
+        raise ConfigError(
+            f"config.{group} does not fit: {error}: see configs/base.py for its keys"
+        ) from None
+    return fn(**values, **extra)
+
+
+def _check_keys(group: str, values: Mapping[str, Any], known: Sequence[str]) -> None:
+    if set(values) != set(known):
+        raise ConfigError(
+            f"config.{group} has the keys {sorted(values)}, but takes {sorted(known)}: "
+            "see configs/base.py"
+        )

@@ -1,0 +1,27 @@
+"""Floor 1: flax.linen layers, and the table of methods that fills them."""
+
+from fda_jax.layers.binary import BinaryConv, BinaryDense
+from fda_jax.layers.methods import METHODS, Method, lookup, make_method
+from fda_jax.layers.quantizers import (
+    ActivationQuantizer,
+    Noise,
+    NoiseAdaptation,
+    Quantizer,
+    WeightQuantizer,
+    weight_scale,
+)
+
+__all__ = [
+    "METHODS",
+    "ActivationQuantizer",
+    "BinaryConv",
+    "BinaryDense",
+    "Method",
+    "Noise",
+    "NoiseAdaptation",
+    "Quantizer",
+    "WeightQuantizer",
+    "lookup",
+    "make_method",
+    "weight_scale",
+]

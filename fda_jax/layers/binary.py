@@ -1,0 +1,100 @@
+"""Layers with binary operands: latent weights in, convolution or matrix product out."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fda_jax.layers.methods import Method, make_method
+from fda_jax.layers.quantizers import ActivationQuantizer, WeightQuantizer
+
+
+class BinaryConv(nn.Module):
+    """Convolution of binarized activations with binarized weights, no bias.
+
+    Forward: conv(quantize(a), quantize(w)). Padding is with zeros after binarisation, so a
+    border pixel sees 0, not -1 or +1 [FDA, released code].
+
+    Attributes:
+      features: number of filters, >= 1.
+      kernel_size: height and width in pixels.
+      strides: step in pixels, for both axes.
+      method: a name of `METHODS` or a `Method`.
+      dtype: of the computation; latent weights stay float32.
+
+    Parameters: `latent_kernel` (height, width, in, out), or `kernel` where the method keeps the
+    weights real; `weight/noise` and `activation/noise` where it has noise modules.
+    """
+
+    features: int
+    kernel_size: Sequence[int] = (3, 3)
+    strides: int = 1
+    method: str | Method = "fda"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, a: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+    ) -> jax.Array:
+        """Convolve a (batch, height, width, channels); see the class."""
+        shape = (*self.kernel_size, a.shape[-1], self.features)
+        binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
+        return jax.lax.conv_general_dilated(
+            binary_a,
+            binary_w,
+            window_strides=(self.strides, self.strides),
+            padding=[((size - 1) // 2, size // 2) for size in self.kernel_size],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class BinaryDense(nn.Module):
+    """Product of binarized activations with binarized weights, no bias.
+
+    Forward: quantize(a) @ quantize(w)
+
+    Attributes:
+      features: number of outputs, >= 1.
+      method: a name of `METHODS` or a `Method`.
+      dtype: of the computation; latent weights stay float32.
+
+    Parameters: `latent_kernel` (in, out), or `kernel` where the method keeps the weights real.
+    """
+
+    features: int
+    method: str | Method = "fda"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, a: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+    ) -> jax.Array:
+        """Multiply a (..., inputs); see the class."""
+        shape = (a.shape[-1], self.features)
+        binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
+        return binary_a @ binary_w
+
+
+def _operands(
+    layer: BinaryConv | BinaryDense,
+    a: jax.Array,
+    shape: tuple[int, ...],
+    *,
+    train: bool,
+    progress: jax.Array | float,
+) -> tuple[jax.Array, jax.Array]:
+    """Create the layer's weights and quantize both operands, in the layer's dtype."""
+    method = make_method(layer.method)
+    name = "kernel" if method.weight is None else "latent_kernel"
+    w = layer.param(name, nn.initializers.he_normal(), shape, jnp.float32)
+    # At initialisation the noise modules must exist whatever `train` is, or a network set up for
+    # inference could not be trained.
+    train = train or layer.is_initializing()
+    quantize_a = ActivationQuantizer(method.activation, name="activation", parent=layer)
+    quantize_w = WeightQuantizer(method.weight, name="weight", parent=layer)
+    binary_w = quantize_w(w, train=train, progress=progress)
+    if not layer.is_initializing():
+        layer.sow("effective_weights", "kernel", binary_w)
+    binary_a = quantize_a(a.astype(layer.dtype), train=train, progress=progress)
+    return binary_a, binary_w.astype(layer.dtype)

@@ -1,0 +1,179 @@
+"""Quantizers: from latent weights and activations to two values."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fda_jax import ops
+
+SCALES = ("none", "layer", "filter")
+NOISE_READINGS = ("forward", "backward")
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """Settings of a noise adaptation module [FDA Eqs. 13-17].
+
+    Attributes:
+      scale: alpha at the start of training, >= 0; it falls to exactly 0, see `ops.noise_scale`.
+      shortcut: eta, one of "none", "linear", "sine".
+      shortcut_slope: a, the shortcut's slope at 0.
+      reduction: k, by which the hidden layer is narrower than the input, >= 1.
+      reading: "forward" adds alpha e(t) to the sign in the forward pass (Eq. 14, Figure 2a);
+        "backward" leaves the forward pass the pure sign (Algorithm 1, line 3), and only the
+        gradients of Eqs. 15-17 see the module.
+
+    Raises:
+      ValueError: an attribute out of its range.
+    """
+
+    scale: float = 0.1
+    shortcut: str = "sine"
+    shortcut_slope: float = 0.1
+    reduction: int = 64
+    reading: str = "forward"
+
+    def __post_init__(self) -> None:
+        _check_choice("noise reading", self.reading, NOISE_READINGS)
+        _check_choice("noise shortcut", self.shortcut, ops.SHORTCUTS)
+        if self.reduction < 1:
+            raise ValueError(f"noise reduction is {self.reduction}: use a whole number >= 1")
+        if not self.scale >= 0:
+            raise ValueError(f"noise scale is {self.scale}: use a number >= 0, e.g. 0.1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer:
+    """How one operand of a layer becomes binary: estimator, scale and noise.
+
+    Attributes:
+      estimator: the rule of `ops.binarize`.
+      scale: what multiplies the signs of weights: "none" 1, "layer" the mean of |w| over the
+        whole layer (DoReFa-Net, FDA-BNN), "filter" its mean over each output filter (XNOR-Net).
+        No gradient flows through it. Activations always use "none".
+      noise: settings of the noise adaptation module, or None.
+
+    Raises:
+      ValueError: an unknown scale.
+    """
+
+    estimator: ops.Rule
+    scale: str = "none"
+    noise: Noise | None = None
+
+    def __post_init__(self) -> None:
+        _check_choice("scale", self.scale, SCALES)
+
+
+class NoiseAdaptation(nn.Module):
+    """Noise adaptation module: alpha (relu(t W1) W2 + eta(t)).
+
+    Source: [FDA Eqs. 13, 14]. Both matrices start with zero mean, as the paper asks (normal with
+    variance 1 / fan_in, which the paper leaves open).
+
+    Attributes:
+      noise: its settings.
+
+    Parameters: `w1` (d, hidden), `w2` (hidden, d), hidden = `ops.hidden_width(d, k)`.
+    """
+
+    noise: Noise
+
+    @nn.compact
+    def __call__(self, t: jax.Array, progress: jax.Array | float) -> jax.Array:
+        """Return alpha e(t) for vectors t (..., d), same shape and dtype."""
+        features = t.shape[-1]
+        hidden = ops.hidden_width(features, self.noise.reduction)
+        init = nn.initializers.lecun_normal()
+        w1 = self.param("w1", init, (features, hidden), jnp.float32)
+        w2 = self.param("w2", init, (hidden, features), jnp.float32)
+        estimate = ops.noise(
+            t, w1.astype(t.dtype), w2.astype(t.dtype), self.noise.shortcut, self.noise.shortcut_slope
+        )
+        return ops.noise_scale(progress, self.noise.scale).astype(t.dtype) * estimate
+
+
+class ActivationQuantizer(nn.Module):
+    """Binary activations: sign forward, the estimator's slope backward, noise in training.
+
+    Forward: sign(a) + alpha e(a), e over the channels of a pixel; sign(a) when not training.
+
+    Attributes:
+      quantizer: how; None leaves the activations as they are.
+    """
+
+    quantizer: Quantizer | None
+
+    @nn.compact
+    def __call__(self, a: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+        """Quantize a (..., channels); same shape and dtype."""
+        if self.quantizer is None:
+            return a
+        binary = ops.binarize(a, self.quantizer.estimator, progress)
+        noise = self.quantizer.noise
+        if noise is None or not train:
+            return binary
+        return _add(binary, NoiseAdaptation(noise, name="noise")(a, progress), noise)
+
+
+class WeightQuantizer(nn.Module):
+    """Binary weights: scale * sign(w) forward, the estimator's slope backward, noise in training.
+
+    Forward: scale (sign(w) + alpha e(w)), e over each flattened filter; scale sign(w) when not
+    training, which is exactly two-valued per layer ("none", "layer") or per filter ("filter").
+
+    Attributes:
+      quantizer: how; None leaves the weights as they are.
+    """
+
+    quantizer: Quantizer | None
+
+    @nn.compact
+    def __call__(self, w: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+        """Quantize w (..., filters), filters last as in HWIO kernels; same shape and dtype."""
+        if self.quantizer is None:
+            return w
+        binary = ops.binarize(w, self.quantizer.estimator, progress)
+        noise = self.quantizer.noise
+        if noise is not None and train:
+            filters = w.reshape(-1, w.shape[-1]).T
+            estimate = NoiseAdaptation(noise, name="noise")(filters, progress)
+            binary = _add(binary, estimate.T.reshape(w.shape), noise)
+        return binary * jax.lax.stop_gradient(weight_scale(w, self.quantizer.scale))
+
+
+def weight_scale(w: jax.Array, scale: str) -> jax.Array:
+    """Scale of binary weights: 1, or the mean of |w| over the layer or over each filter.
+
+    Source: [FDA sec. 3, by its released code: "layer"]; XNOR-Net (arXiv 1603.05279) Eq. 6:
+    "filter", the scale that is nearest to w in least squares.
+
+    Args:
+      w: (..., filters) float array.
+      scale: one of "none", "layer", "filter".
+
+    Returns:
+      Array that broadcasts against w: of shape () or (filters,).
+
+    Raises:
+      ValueError: an unknown scale.
+    """
+    _check_choice("scale", scale, SCALES)
+    if scale == "none":
+        return jnp.ones((), w.dtype)
+    axes = None if scale == "layer" else tuple(range(w.ndim - 1))
+    return jnp.mean(jnp.abs(w), axis=axes)
+
+
+def _add(binary: jax.Array, estimate: jax.Array, noise: Noise) -> jax.Array:
+    if noise.reading == "backward":
+        # Exactly 0 forward, the estimate's whole derivative backward.
+        estimate = estimate - jax.lax.stop_gradient(estimate)
+    return binary + estimate
+
+
+def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{what} is {value!r}: use one of {', '.join(choices)}")

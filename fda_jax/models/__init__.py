@@ -1,0 +1,110 @@
+"""Floor 2: networks, by name."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from fda_jax.layers import Method, lookup, make_method
+from fda_jax.models.resnet import ResNet
+from fda_jax.models.summary import ParameterCount, count_parameters
+from fda_jax.models.vgg import VGGSmall
+
+__all__ = [
+    "MODELS",
+    "ModelSpec",
+    "ParameterCount",
+    "ResNet",
+    "VGGSmall",
+    "build",
+    "check_image_shape",
+    "count_parameters",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """One network of the table.
+
+    Attributes:
+      make: constructor; takes num_classes, method, dtype and axis_name.
+      min_side: smallest image height and width in pixels that leaves a pixel after all halvings.
+    """
+
+    make: Callable[..., nn.Module]
+    min_side: int
+
+
+MODELS: Mapping[str, ModelSpec] = MappingProxyType(
+    {
+        "resnet20": ModelSpec(ResNet, min_side=4),
+        "resnet20_bireal": ModelSpec(functools.partial(ResNet, convs_per_shortcut=1), min_side=4),
+        "resnet_digits": ModelSpec(
+            functools.partial(ResNet, stage_sizes=(1, 1), widths=(32, 64)), min_side=2
+        ),
+        "vgg_small": ModelSpec(VGGSmall, min_side=8),
+    }
+)
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    method: str | Method = "fda",
+    dtype: jnp.dtype = jnp.float32,
+    axis_name: str | None = None,
+    **knobs: object,
+) -> nn.Module:
+    """Build a network whose hidden layers are binary.
+
+    `model.apply(variables, images_bhwc, train=False)` gives logits; training also passes
+    `progress` and `mutable=["batch_stats"]`. The first convolution and the last dense layer are
+    real, as the papers have them.
+
+    Args:
+      name: one of `MODELS`.
+      num_classes: number of logits, >= 2.
+      method: a name of `layers.METHODS` or a `Method`.
+      dtype: of the computation, float32 or bfloat16; parameters stay float32.
+      axis_name: mapped axis over which batch statistics are averaged, or None.
+      **knobs: the method's own settings, e.g. omega=0.2.
+
+    Returns:
+      A flax.linen module; `init(key, images_bhwc)` makes its variables.
+
+    Raises:
+      ValueError: an unknown network, method or knob (the nearest is named), or fewer than two
+        classes.
+    """
+    spec = lookup(MODELS, name, "network")
+    if num_classes < 2:
+        raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least 2")
+    return spec.make(
+        num_classes=num_classes,
+        method=make_method(method, **knobs),
+        dtype=dtype,
+        axis_name=axis_name,
+    )
+
+
+def check_image_shape(name: str, image_shape_hwc: tuple[int, ...]) -> None:
+    """Refuse images that a network cannot take, before it is built.
+
+    Args:
+      name: one of `MODELS`.
+      image_shape_hwc: height, width and channels of one image.
+
+    Raises:
+      ValueError: names the shape, the limit and the remedy.
+    """
+    side = lookup(MODELS, name, "network").min_side
+    if len(image_shape_hwc) != 3 or min(image_shape_hwc[:2]) < side:
+        raise ValueError(
+            f"images of shape {image_shape_hwc} do not fit {name}, which takes (height, width, "
+            f"channels) with height and width of at least {side} pixels: choose another network "
+            "or larger images"
+        )

@@ -1,0 +1,116 @@
+"""Residual networks with binary 3x3 convolutions."""
+
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fda_jax.layers import BinaryConv, Method
+from fda_jax.models.common import batch_norm, check_images, classifier, stem
+
+
+class ResNet(nn.Module):
+    """ResNet of the CIFAR kind, binary but for its first convolution and its last layer.
+
+    Layout: stem conv3x3 -> BN; blocks; ReLU -> mean over pixels -> dense. A block is
+    `convs_per_shortcut` times (binary conv3x3 -> PReLU -> BN), plus the option-A shortcut round
+    them, with nothing after the sum. Source: the released code of FDA-BNN (plain form, 2
+    convolutions a shortcut); Bi-Real Net (arXiv 1808.00278) for the shortcut round each.
+
+    Attributes:
+      num_classes: number of logits.
+      method: how the hidden layers become binary.
+      stage_sizes: pairs of convolutions in each stage; every stage but the first halves the image.
+      widths: channels of each stage.
+      convs_per_shortcut: 2 for the plain form, 1 for the Bi-Real form.
+      dtype: of the computation; parameters stay float32.
+      axis_name: mapped axis over which batch statistics are averaged, or None.
+    """
+
+    num_classes: int
+    method: Method
+    stage_sizes: Sequence[int] = (3, 3, 3)
+    widths: Sequence[int] = (16, 32, 64)
+    convs_per_shortcut: int = 2
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, images_bhwc: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+    ) -> jax.Array:
+        """Return float32 logits (batch, classes) of normalised images."""
+        check_images(images_bhwc)
+        norm = batch_norm(self.dtype, self.axis_name, train=train)
+        x = stem(self.widths[0], self.dtype)(images_bhwc)
+        x = norm(name="stem_norm")(x)
+        for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
+            for block in range(2 * size // self.convs_per_shortcut):
+                x = Block(
+                    features=width,
+                    strides=2 if stage > 0 and block == 0 else 1,
+                    convs=self.convs_per_shortcut,
+                    method=self.method,
+                    norm=norm,
+                    dtype=self.dtype,
+                    name=f"stage{stage + 1}_block{block + 1}",
+                )(x, train=train, progress=progress)
+        x = jnp.mean(nn.relu(x), axis=(1, 2))
+        return classifier(self.num_classes)(x)
+
+
+class Block(nn.Module):
+    """Binary convolutions, each with PReLU and BN behind it, inside one shortcut.
+
+    Attributes:
+      features: channels out.
+      strides: of the first convolution and of the shortcut.
+      convs: number of convolutions inside the shortcut.
+      method: how they become binary.
+      norm: makes a batch normalisation from a name.
+      dtype: of the computation.
+    """
+
+    features: int
+    strides: int
+    convs: int
+    method: Method
+    norm: Callable[..., nn.Module]
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+        """Map (batch, height, width, channels) to (batch, height / strides, ..., features)."""
+        shortcut = option_a(x, self.features, self.strides)
+        for i in range(self.convs):
+            conv = BinaryConv(
+                features=self.features,
+                strides=self.strides if i == 0 else 1,
+                method=self.method,
+                dtype=self.dtype,
+                name=f"conv{i + 1}",
+            )
+            x = conv(x, train=train, progress=progress)
+            x = nn.PReLU(negative_slope_init=0.25, name=f"prelu{i + 1}")(x)
+            x = self.norm(name=f"norm{i + 1}")(x)
+        return x + shortcut
+
+
+def option_a(x: jax.Array, features: int, strides: int) -> jax.Array:
+    """Shortcut without parameters: every `strides`-th pixel, new channels 0 on both sides.
+
+    Source: He et al. 2016 (arXiv 1512.03385), option A.
+
+    Args:
+      x: (batch, height, width, channels).
+      features: channels out, >= channels.
+      strides: step in pixels.
+
+    Returns:
+      (batch, ceil(height / strides), ceil(width / strides), features).
+    """
+    new = features - x.shape[-1]
+    return jnp.pad(
+        x[:, ::strides, ::strides], ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2))
+    )

@@ -1,0 +1,51 @@
+"""VGG-Small with binary convolutions."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fda_jax.layers import BinaryConv, Method
+from fda_jax.models.common import batch_norm, check_images, classifier, stem
+
+
+class VGGSmall(nn.Module):
+    """VGG-Small: six 3x3 convolutions and one dense layer; the first and the last are real.
+
+    Layout: conv128 -> conv128 -> pool -> conv256 x 2 -> pool -> conv512 x 2 -> pool -> dense,
+    each convolution followed by [pool] -> BN -> hardtanh. Source: Zhang et al. 2018 (LQ-Nets,
+    arXiv 1807.10029) for the sizes. FDA-BNN does not give the order inside a layer; this is
+    IR-Net's, which ReCU and BiPer share.
+
+    Attributes:
+      num_classes: number of logits.
+      method: how the hidden layers become binary.
+      widths: channels of the three stages.
+      dtype: of the computation; parameters stay float32.
+      axis_name: mapped axis over which batch statistics are averaged, or None.
+    """
+
+    num_classes: int
+    method: Method
+    widths: Sequence[int] = (128, 256, 512)
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(
+        self, images_bhwc: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+    ) -> jax.Array:
+        """Return float32 logits (batch, classes) of normalised images."""
+        check_images(images_bhwc)
+        norm = batch_norm(self.dtype, self.axis_name, train=train)
+        x = stem(self.widths[0], self.dtype)(images_bhwc)
+        x = nn.hard_tanh(norm(name="stem_norm")(x))
+        layers = [width for width in self.widths for _ in range(2)][1:]
+        for i, width in enumerate(layers, start=2):
+            conv = BinaryConv(width, method=self.method, dtype=self.dtype, name=f"conv{i}")
+            x = conv(x, train=train, progress=progress)
+            if i % 2 == 0:
+                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+            x = nn.hard_tanh(norm(name=f"norm{i}")(x))
+        return classifier(self.num_classes)(x.reshape(len(x), -1))

@@ -1,0 +1,174 @@
+"""The square wave, its truncated Fourier series, and what the truncation loses.
+
+Glossary: N = `num_terms` counts sine terms. The paper's sums run over i = 0..n, so N = n + 1.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# pi split in three so that theta - k * pi keeps every float32 digit for |k| up to a few thousand:
+# the first two parts have so few mantissa bits that their products with k are exact.
+_PI_HIGH = 3.140625
+_PI_MIDDLE = 9.67502593994140625e-4
+_PI_LOW = float(np.pi - _PI_HIGH - _PI_MIDDLE)
+# Below this distance from a multiple of pi the slope equals its peak to float32 accuracy.
+_AT_PEAK = 1e-6
+
+
+def square_wave(x: jax.Array, num_terms: jax.Array | int, omega: jax.Array | float) -> jax.Array:
+    """Truncated Fourier series of the square wave that equals sign(x) for |x| < pi / omega.
+
+    Forward:  (4 / pi) sum_{i < N} sin((2i + 1) omega x) / (2i + 1)
+    Backward: cotangent * square_wave_slope(x, N, omega)
+    Source:   [FDA Eq. 9]
+
+    Args:
+      x: float array of any shape; float16 and bfloat16 are computed in float32.
+      num_terms: N >= 1, whole (a fraction is rounded); may be traced, and then no gradient
+        flows to it.
+      omega: radians per unit of x, > 0; may be traced. One period is 2 pi / omega.
+
+    Returns:
+      Array shaped and typed like x.
+
+    Raises:
+      ValueError: num_terms < 1 or omega <= 0, where their values are known before tracing.
+
+    Laws: odd in x; antiperiodic by pi / omega; its derivative is `square_wave_slope`.
+    """
+    check_series(num_terms, omega)
+    x = jnp.asarray(x)
+    theta = jnp.asarray(omega, _compute_dtype(x)) * x.astype(_compute_dtype(x))
+    return _wave(theta, _whole(num_terms, theta.dtype)).astype(x.dtype)
+
+
+def square_wave_slope(
+    x: jax.Array, num_terms: jax.Array | int, omega: jax.Array | float
+) -> jax.Array:
+    """Slope of the truncated series at x, at a cost that does not depend on N.
+
+    Forward:  (4 omega / pi) sum_{i < N} cos((2i + 1) omega x)
+              = (2 omega / pi) sin(2 N omega x) / sin(omega x)
+    Source:   [FDA Eq. 10]; the closed form is the sum of a geometric series.
+
+    With delta = omega x - k pi, k the nearest whole number, the quotient is
+    (-1)^k sin(2 N delta) / sin(delta): both sines see the same small angle, which keeps float32
+    accuracy at the removable singularities.
+
+    Args:
+      x: float array of any shape; float16 and bfloat16 are computed in float32.
+      num_terms: N >= 1, whole (a fraction is rounded); may be traced.
+      omega: radians per unit of x, > 0; may be traced.
+
+    Returns:
+      Array shaped and typed like x.
+
+    Raises:
+      ValueError: num_terms < 1 or omega <= 0, where their values are known before tracing.
+
+    Laws: even in x; antiperiodic by pi / omega; peak value +-4 omega N / pi at multiples of
+      pi / omega; equals the series.
+    """
+    check_series(num_terms, omega)
+    x = jnp.asarray(x)
+    dtype = _compute_dtype(x)
+    omega = jnp.asarray(omega, dtype)
+    theta = omega * x.astype(dtype)
+    return (4.0 / np.pi * omega * _cosine_sum(theta, _whole(num_terms, dtype))).astype(x.dtype)
+
+
+def energy_kept(num_terms: jax.Array | int) -> jax.Array:
+    """Share of the square wave's energy that its first N sine terms hold.
+
+    Forward: (8 / pi^2) sum_{i < N} 1 / (2i + 1)^2
+    Source:  Parseval's identity on the coefficients of [FDA Eq. 5].
+
+    Args:
+      num_terms: N >= 1, any shape; may be traced.
+
+    Returns:
+      float32 array in (0, 1) shaped like num_terms: 0.811 for one term, 0.980 for ten.
+    """
+    return 1.0 - mean_squared_error(num_terms)
+
+
+def mean_squared_error(num_terms: jax.Array | int) -> jax.Array:
+    """Mean over a period of (square wave - its first N terms)^2, the quantity of Theorem 1.
+
+    Forward: 1 - (8 / pi^2) sum_{i < N} 1 / (2i + 1)^2 = (2 / pi^2) trigamma(N + 1/2)
+    Source:  [FDA Eq. 11] by Parseval's identity; it falls like 2 / (pi^2 N).
+
+    Args:
+      num_terms: N >= 1, any shape; may be traced.
+
+    Returns:
+      float32 array in (0, 1) shaped like num_terms.
+    """
+    check_series(num_terms, 1.0)
+    terms = jnp.asarray(num_terms, jnp.float32)
+    return 2.0 / np.pi**2 * jax.scipy.special.polygamma(1, terms + 0.5)
+
+
+def check_series(num_terms: object, omega: object) -> None:
+    """Refuse a number of terms below 1 or a frequency that is not positive, if they are known.
+
+    Raises:
+      ValueError: names the value, the limit and the remedy.
+    """
+    if not isinstance(num_terms, jax.core.Tracer) and not np.all(np.asarray(num_terms) >= 1):
+        raise ValueError(
+            f"num_terms is {num_terms}, but a truncated series keeps at least 1 term: "
+            "use a whole number >= 1 (the paper trains with 10 to 19)"
+        )
+    if not isinstance(omega, jax.core.Tracer):
+        values = np.asarray(omega, np.float64)
+        if not np.all((values > 0) & np.isfinite(values)):
+            raise ValueError(
+                f"omega is {omega}, but a frequency in radians per unit must be positive and "
+                "finite: use e.g. 0.1"
+            )
+
+
+def _compute_dtype(x: jax.Array) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _whole(num_terms: jax.Array | int, dtype: jnp.dtype) -> jax.Array:
+    # Between whole numbers the closed form is unbounded near odd multiples of pi.
+    return jnp.round(jnp.asarray(num_terms).astype(dtype))
+
+
+def _cosine_sum(theta: jax.Array, terms: jax.Array) -> jax.Array:
+    """sum_{i < N} cos((2i + 1) theta) / 1 as sin(2 N theta) / (2 sin(theta))."""
+    turns = jnp.round(theta / np.pi)
+    delta = ((theta - turns * _PI_HIGH) - turns * _PI_MIDDLE) - turns * _PI_LOW
+    at_peak = jnp.abs(delta) < _AT_PEAK
+    safe = jnp.where(at_peak, 1.0, delta)
+    size = jnp.where(at_peak, terms, jnp.sin(2.0 * terms * safe) / (2.0 * jnp.sin(safe)))
+    odd = jnp.mod(turns, 2.0) == 1.0
+    return jnp.where(odd, -size, size)
+
+
+def _sine_series(theta: jax.Array, terms: jax.Array) -> jax.Array:
+    """The literal sum of Eq. 9, smallest terms first; N is traced, so it is a loop."""
+
+    def add(k: jax.Array, total: jax.Array) -> jax.Array:
+        harmonic = 2.0 * (terms - 1.0 - k) + 1.0
+        return total + jnp.sin(harmonic * theta) / harmonic
+
+    # The start is made from theta so that it varies wherever theta does (vmap, shard_map).
+    total = jax.lax.fori_loop(0, terms.astype(jnp.int32), add, theta * 0.0)
+    return 4.0 / np.pi * total
+
+
+@jax.custom_jvp
+def _wave(theta: jax.Array, terms: jax.Array) -> jax.Array:
+    return _sine_series(theta, terms)
+
+
+@_wave.defjvp
+def _wave_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    # A loop of traced length has no reverse mode of its own; its derivative is the closed form.
+    theta, terms = primals
+    return _wave(theta, terms), 4.0 / np.pi * _cosine_sum(theta, terms) * tangents[0]

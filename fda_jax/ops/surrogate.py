@@ -1,0 +1,111 @@
+"""The primitive: a binary forward pass with a chosen backward pass."""
+
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+
+def sign(x: jax.Array) -> jax.Array:
+    """Two-valued sign: +1 where x > 0, -1 elsewhere (so sign(0) = sign(-0) = -1); NaN stays NaN.
+
+    Source: [FDA Eq. 1]. A sign that swallows NaN hides a run that is already lost.
+
+    Args:
+      x: float array of any shape.
+
+    Returns:
+      Array shaped and typed like x.
+    """
+    x = jnp.asarray(x)
+    binary = jnp.where(x > 0, jnp.ones_like(x), -jnp.ones_like(x))
+    return jnp.where(jnp.isnan(x), x, binary)
+
+
+class Rule(Protocol):
+    """What `binarize` needs: a frozen, hashable value with two maps.
+
+    `forward(x, progress)` is what the network computes; `slope(x, progress)` is the factor that
+    the incoming gradient is multiplied by. Both get float arrays of any shape and a float32
+    scalar in [0, 1]; `slope` always sees float32 or wider.
+    """
+
+    def forward(self, x: jax.Array, progress: jax.Array) -> jax.Array: ...
+
+    def slope(self, x: jax.Array, progress: jax.Array) -> jax.Array: ...
+
+    def __hash__(self) -> int: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimator:
+    """Base of the rules: sign forward, and a `twin` whose true derivative is the slope.
+
+    A new estimator overrides `slope` and `twin`. The twin is the smooth (or piecewise smooth)
+    function that the backward pass pretends to differentiate; it is plotted beside the slope, and
+    one law tests every rule by it: vjp(binarize) = vjp(twin) away from the twin's kinks.
+    """
+
+    def forward(self, x: jax.Array, progress: jax.Array) -> jax.Array:
+        """What the network computes; `sign` unless a rule says otherwise."""
+        del progress  # sign does not change during training
+        return sign(x)
+
+    def slope(self, x: jax.Array, progress: jax.Array) -> jax.Array:
+        """Factor of the backward pass at x, same shape as x."""
+        raise NotImplementedError
+
+    def twin(self, x: jax.Array, progress: jax.Array) -> jax.Array:
+        """The function whose derivative `slope` is, same shape as x."""
+        raise NotImplementedError
+
+
+def binarize(x: jax.Array, estimator: Rule, progress: jax.Array | float = 1.0) -> jax.Array:
+    """Apply an estimator: its forward map, with its slope as the derivative.
+
+    Forward:  estimator.forward(x, progress)
+    Backward: cotangent * estimator.slope(x, progress), in float32 or wider, cast back
+    Source:   straight-through estimation as in [FDA Eq. 2], any slope in place of the clip.
+
+    Only x is kept for the backward pass (4 bytes an element in float32); the slope is computed
+    again from it. Forward-mode differentiation raises JAX's TypeError for custom_vjp functions.
+
+    Args:
+      x: float array of any shape.
+      estimator: a `Rule`, such as `ESTIMATORS["fourier"]()`; static under jit.
+      progress: finished share of training, scalar in [0, 1]; may be traced; gets no gradient.
+
+    Returns:
+      Array shaped and typed like x.
+
+    Raises:
+      TypeError: x is not a float array: an integer has no gradient to estimate.
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"binarize got an array of {x.dtype}, but only float arrays carry gradients: "
+            "convert it first, e.g. x.astype(jnp.float32)"
+        )
+    return _binarize(x, jnp.asarray(progress, jnp.float32), estimator)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _binarize(x: jax.Array, progress: jax.Array, estimator: Rule) -> jax.Array:
+    return estimator.forward(x, progress)
+
+
+def _binarize_fwd(x: jax.Array, progress: jax.Array, estimator: Rule) -> tuple:
+    return estimator.forward(x, progress), (x, progress)
+
+
+def _binarize_bwd(estimator: Rule, residual: tuple, cotangent: jax.Array) -> tuple:
+    x, progress = residual
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    slope = estimator.slope(x.astype(wide), progress)
+    return (cotangent.astype(wide) * slope).astype(x.dtype), None
+
+
+_binarize.defvjp(_binarize_fwd, _binarize_bwd)

@@ -1,0 +1,182 @@
+"""Checkpoints: the one home of orbax."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+policies = ocp.checkpoint_managers
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written or read; the message says what to do."""
+
+
+class Checkpoints:
+    """The last and the best checkpoint of a run, written atomically.
+
+    A checkpoint holds arrays by name, and a description: their shapes and dtypes, a digest of
+    their bytes, and the caller's notes. Process 0 writes; every process may read.
+
+    Args:
+      folder: absolute or relative path; made if it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self._is_writer = jax.process_index() == 0
+        logging.getLogger("absl").setLevel(logging.WARNING)
+        if self._is_writer:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        me = jax.process_index()
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                # An asynchronous save reports a full disk one save too late.
+                enable_async_checkpointing=False,
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(1),
+                        policies.BestN(
+                            get_metric_fn=lambda metrics: metrics["accuracy"],
+                            keep_checkpoints_without_metrics=False,
+                            n=1,
+                        ),
+                    ]
+                ),
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+                ),
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """Step of the checkpoint with the best accuracy, or None before the first evaluation."""
+        return self._manager.best_step()
+
+    def save(
+        self, step: int, tree: Any, notes: dict[str, Any], *, new_best: float | None = None
+    ) -> None:
+        """Write a checkpoint and drop the ones that are neither the last nor the best any more.
+
+        Args:
+          step: number of finished steps; nothing happens if this step is there already.
+          tree: arrays.
+          notes: JSON values kept beside them.
+          new_best: test accuracy, where it is better than every one before.
+
+        Raises:
+          CheckpointError: the folder cannot be written (a full disk, say); the checkpoints before
+            this one are untouched.
+        """
+        if not self._is_writer or step == self.latest_step():
+            return
+        arrays = _flat(tree)
+        description = {"arrays": _shapes(arrays), "digest": _digest(arrays), "notes": notes}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(arrays),
+                    description=ocp.args.JsonSave(description),
+                ),
+                metrics=None if new_best is None else {"accuracy": new_best},
+            )
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: "
+                f"{_first_line(error)}. Checkpoints before it are untouched: free some space (or "
+                "make the folder writable) and start the same command again"
+            ) from error
+
+    def restore(self, like: Any, step: int) -> tuple[Any, dict[str, Any]]:
+        """Read a checkpoint.
+
+        Args:
+          like: tree of arrays with the structure, shapes and dtypes to expect.
+          step: which one.
+
+        Returns:
+          The tree as host arrays, and the notes.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged, or belongs to another network.
+        """
+        where = self.folder / str(step)
+        remedy = (
+            f"remove {where} to go on from an older checkpoint, or use another --workdir"
+        )
+        wanted = _flat(like)
+        try:
+            description = self._read_description(step)
+            _compare_shapes(description["arrays"], _shapes(wanted), where)
+            arrays = self._manager.restore(
+                step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
+            )["arrays"]
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint {where} cannot be read ({_first_line(error)}); it was cut short "
+                f"or altered: {remedy}"
+            ) from error
+        arrays = {name: np.asarray(value) for name, value in arrays.items()}
+        if _digest(arrays) != description["digest"]:
+            raise CheckpointError(
+                f"the checkpoint {where} is damaged: its bytes are not the ones that were saved: "
+                f"{remedy}"
+            )
+        leaves = [arrays[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), description["notes"]
+
+    def close(self) -> None:
+        """Finish whatever is under way."""
+        self._manager.close()
+
+    def _read_description(self, step: int) -> dict[str, Any]:
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(description=ocp.args.JsonRestore())
+        )
+        return restored["description"]
+
+
+def _flat(tree: Any) -> dict[str, np.ndarray]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, str]:
+    return {name: f"{value.dtype}{list(value.shape)}" for name, value in arrays.items()}
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def _compare_shapes(found: dict[str, str], wanted: dict[str, str], where: Path) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        if found.get(name) != wanted.get(name):
+            raise CheckpointError(
+                f"the checkpoint {where} is of another network: it has {name} = "
+                f"{found.get(name, 'nothing')}, where this one needs {wanted.get(name, 'nothing')}"
+                ": use the configuration that wrote it (config.json in its folder), or another "
+                "--workdir"
+            )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

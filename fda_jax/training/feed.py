@@ -1,0 +1,121 @@
+"""From a data split to the arguments of a compiled call: images, labels and indices."""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from fda_jax import data
+from fda_jax.training import devices
+from fda_jax.training.plan import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A run of steps inside one epoch.
+
+    Attributes:
+      step: number of steps finished before it.
+      count: how many steps it runs, at most `Plan.steps_per_call`.
+    """
+
+    step: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What one compiled call reads.
+
+    Attributes:
+      images: uint8, see `axis`.
+      labels: int32, see `axis`.
+      indices: int32 (local devices, ..., batch / devices) into images and labels.
+    """
+
+    images: jax.Array | np.ndarray
+    labels: jax.Array | np.ndarray
+    indices: np.ndarray
+
+
+def axis(split: data.Split) -> int | None:
+    """in_axes of images and labels: None where every device holds the whole split, else 0."""
+    return None if split.resident else 0
+
+
+class Feeder:
+    """Gives each call its examples: a resident split once, a stream chunk by chunk.
+
+    Args:
+      split: where from.
+      seed: of the host-side augmentation of streams.
+      train: whether streams are augmented.
+    """
+
+    def __init__(self, split: data.Split, *, seed: int, train: bool) -> None:
+        self._split = split
+        self._seed = seed
+        self._train = train
+        self._resident = None
+        if split.resident:
+            self._resident = devices.replicate((split.images, split.labels))
+
+    def feeds(self, chunks: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[Feed]:
+        """Yield a feed for each chunk (indices, positions), both (..., batch) of all devices."""
+        if self._resident is not None:
+            images, labels = self._resident
+            for indices, _ in chunks:
+                yield Feed(images, labels, devices.split(indices))
+            return
+        shapes: list[tuple[int, ...]] = []
+
+        def local() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for indices, positions in chunks:
+                mine = devices.split(indices)
+                shapes.append(mine.shape)
+                yield mine.reshape(-1), devices.split(positions).reshape(-1)
+
+        for images, labels in self._split.stream(local(), seed=self._seed, train=self._train):
+            shape = shapes.pop(0)
+            numbers = np.arange(np.prod(shape[1:]), dtype=np.int32).reshape(shape[1:])
+            yield Feed(
+                images.reshape(shape[0], -1, *images.shape[1:]),
+                labels.reshape(shape[0], -1),
+                np.broadcast_to(numbers, shape),
+            )
+
+
+def calls(plan: Plan, step: int) -> Iterator[Call]:
+    """The calls from `step` to the end of the run; none reaches over the end of an epoch."""
+    while step < plan.total_steps:
+        end = plan.end_of_epoch(plan.epoch_of_step(step))
+        count = min(plan.steps_per_call, end - step)
+        yield Call(step, count)
+        step += count
+
+
+def train_chunks(
+    plan: Plan, seed: int, step: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices and stream positions (steps_per_call, batch) of each call from `step` on.
+
+    Rows beyond a call's count are padding (-1), which the call never reads.
+    """
+    for call in calls(plan, step):
+        start = call.step * plan.batch_size
+        positions = np.arange(start, start + call.count * plan.batch_size, dtype=np.int64)
+        indices = data.stream_indices(plan.num_train, start, start + len(positions), seed)
+        missing = plan.steps_per_call * plan.batch_size - len(positions)
+        shape = (plan.steps_per_call, plan.batch_size)
+        yield (
+            np.pad(indices, (0, missing), constant_values=-1).reshape(shape),
+            np.pad(positions, (0, missing)).reshape(shape),
+        )
+
+
+def eval_chunks(plan: Plan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices and positions (eval batch,) that cover the test set once; -1 pads the last."""
+    for start in range(0, plan.num_test, plan.eval_batch_size):
+        indices = np.arange(start, start + plan.eval_batch_size, dtype=np.int32)
+        yield np.where(indices < plan.num_test, indices, -1), indices

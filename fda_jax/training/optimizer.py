@@ -1,0 +1,121 @@
+"""Optimizers and learning-rate schedules, from the words of a configuration."""
+
+from collections.abc import Sequence
+
+import jax
+import optax
+
+from fda_jax.models.summary import GROUPS, group_labels
+from fda_jax.training.plan import choose, require
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("cosine", "linear", "step", "constant")
+
+
+def make_schedule(
+    *,
+    schedule: str,
+    learning_rate: float,
+    total_steps: int,
+    warmup_steps: int,
+    boundaries: Sequence[int] = (),
+    factor: float = 0.1,
+) -> optax.Schedule:
+    """Learning rate as a function of the step.
+
+    Args:
+      schedule: "cosine" (half a cosine to 0), "linear" (to 0), "step" (times `factor` at each
+        boundary) or "constant".
+      learning_rate: the largest value, > 0.
+      total_steps: length of the run, >= 1.
+      warmup_steps: linear rise from 0 before the schedule; within `total_steps`.
+      boundaries: steps, ascending, for "step".
+      factor: for "step".
+
+    Returns:
+      A function from the step to the learning rate.
+
+    Raises:
+      ValueError: an unknown schedule or a number out of its range.
+    """
+    choose("optimizer.schedule", schedule, SCHEDULES)
+    require(learning_rate > 0, "optimizer.learning_rate", learning_rate, "must be positive")
+    require(
+        0 <= warmup_steps < total_steps,
+        "optimizer.warmup_epochs",
+        f"{warmup_steps} steps",
+        f"must be shorter than the run of {total_steps} steps",
+    )
+    steps = total_steps - warmup_steps
+    if schedule == "cosine":
+        main = optax.cosine_decay_schedule(learning_rate, steps)
+    elif schedule == "linear":
+        main = optax.linear_schedule(learning_rate, 0.0, steps)
+    elif schedule == "step":
+        require(
+            bool(boundaries) and list(boundaries) == sorted(set(boundaries)),
+            "optimizer.boundary_epochs",
+            tuple(boundaries),
+            'must be ascending and not empty for the schedule "step"',
+        )
+        main = optax.piecewise_constant_schedule(
+            learning_rate, {at - warmup_steps: factor for at in boundaries}
+        )
+    else:
+        main = optax.constant_schedule(learning_rate)
+    if warmup_steps == 0:
+        return main
+    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([rise, main], [warmup_steps])
+
+
+def make_optimizer(
+    *,
+    name: str,
+    schedule: optax.Schedule,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    decay_groups: Sequence[str],
+    clip_norm: float,
+) -> optax.GradientTransformation:
+    """The optimizer as an optax transform.
+
+    SGD and Adam add weight decay to the gradient, as PyTorch's optimizers of these names do and
+    the papers' recipes assume; AdamW decays the weights themselves.
+
+    Args:
+      name: "sgd", "adam" or "adamw".
+      schedule: learning rate by step.
+      momentum: of SGD, in [0, 1).
+      nesterov: whether SGD looks ahead.
+      weight_decay: L2 coefficient, >= 0.
+      decay_groups: groups of parameters that decay, of `models.summary.GROUPS`.
+      clip_norm: largest global norm of the gradient, or 0 for no clipping.
+
+    Returns:
+      An `optax.GradientTransformation`.
+
+    Raises:
+      ValueError: an unknown name or group, or a number out of its range.
+    """
+    choose("optimizer.name", name, OPTIMIZERS)
+    for group in decay_groups:
+        choose("optimizer.decay_groups", group, GROUPS)
+    require(weight_decay >= 0, "optimizer.weight_decay", weight_decay, "must not be negative")
+    require(clip_norm >= 0, "optimizer.clip_norm", clip_norm, "must not be negative")
+    require(0 <= momentum < 1, "optimizer.momentum", momentum, "must lie in [0, 1)")
+
+    def decays(params: optax.Params) -> optax.Params:
+        return jax.tree.map(lambda group: group in decay_groups, group_labels(params))
+
+    decay = optax.add_decayed_weights(weight_decay, mask=decays)
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    if name == "sgd":
+        trace = optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity()
+        parts = (clip, decay, trace)
+    elif name == "adam":
+        parts = (clip, decay, optax.scale_by_adam())
+    else:
+        parts = (clip, optax.scale_by_adam(), decay)
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))

@@ -1,0 +1,253 @@
+"""One training step and one evaluation step, pure: the same under jit, vmap and pmap."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from fda_jax import data
+from fda_jax.training.losses import cross_entropy
+from fda_jax.training.metrics import Metrics
+from fda_jax.training.state import TrainState
+
+
+@flax.struct.dataclass
+class Batch:
+    """Examples of one step on one device.
+
+    Attributes:
+      images: uint8 (batch, height, width, channels).
+      labels: int32 (batch,); -1 marks padding, which evaluation leaves out.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+
+
+@flax.struct.dataclass
+class Health:
+    """What tells whether a step may be applied.
+
+    Attributes:
+      loss: float32 scalar, mean loss of the step in nats.
+      grad_norm: float32 scalar, global norm of the gradient before clipping.
+    """
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+    def is_finite(self) -> jax.Array:
+        """Whether both are finite, as a bool scalar."""
+        return jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From stored pixels to the network's input, inside the compiled step.
+
+    Attributes:
+      mean: of each channel, in units where 255 is 1.
+      std: of each channel, likewise.
+      crop_px: width in pixels of the black border from which a crop of the old size is cut.
+      flip: mirror half of the images left to right.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_px: int
+    flip: bool
+
+    def train(self, images: jax.Array, key: jax.Array, positions: jax.Array) -> jax.Array:
+        """Augmented, normalised float32 images; each depends on (key, position) alone."""
+        images = data.crop_and_flip(images, key, positions, pad_px=self.crop_px, flip=self.flip)
+        return data.normalize(images, self.mean, self.std)
+
+    def evaluate(self, images: jax.Array) -> jax.Array:
+        """Normalised float32 images."""
+        return data.normalize(images, self.mean, self.std)
+
+
+TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics, Health]]
+
+
+def loss_and_gradient(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    *,
+    total_steps: int,
+    label_smoothing: float,
+    axis_name: str | None,
+) -> Callable[..., Any]:
+    """Make the function (state, batch, key) -> ((loss, (logits, losses, batch_stats)), gradient).
+
+    The gradient is of this device's mean loss; the progress that the network sees is
+    state.step / total_steps.
+    """
+
+    def loss_fn(params: Any, state: TrainState, batch: Batch, key: jax.Array) -> tuple:
+        size = len(batch.labels)
+        device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+        devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+        # The position in the stream seeds an example's augmentation, so that it does not depend
+        # on the number of devices.
+        positions = (state.step * devices + device) * size + jnp.arange(size)
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            preprocessing.train(batch.images, key, positions),
+            train=True,
+            progress=state.step / total_steps,
+            mutable=["batch_stats"],
+        )
+        losses = cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
+        return jnp.mean(losses), (logits, losses, updates.get("batch_stats", {}))
+
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    return lambda state, batch, key: gradient(state.params, state, batch, key)
+
+
+def make_train_step(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    preprocessing: Preprocessing,
+    *,
+    total_steps: int,
+    label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """Make the training step of one device.
+
+    Args:
+      model: network; built with the same axis_name, so that batch statistics are synchronised.
+      optimizer: optax transform.
+      preprocessing: from stored pixels to the network's input.
+      total_steps: length of the run: progress is step / total_steps.
+      label_smoothing: see `losses.cross_entropy`.
+      ema_decay: of the moving averages of parameters and statistics, in [0, 1); 0 for none.
+      axis_name: mapped axis over which gradients and metrics are reduced, or None.
+
+    Returns:
+      (state, batch, key) -> (new state, metrics over all devices, health).
+    """
+    gradient_of = loss_and_gradient(
+        model,
+        preprocessing,
+        total_steps=total_steps,
+        label_smoothing=label_smoothing,
+        axis_name=axis_name,
+    )
+
+    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple:
+        (loss, (logits, losses, batch_stats)), grads = gradient_of(state, batch, key)
+        metrics = Metrics.of_batch(losses, logits, batch.labels)
+        if axis_name is not None:
+            loss, grads = jax.lax.pmean((loss, grads), axis_name)
+            metrics = jax.lax.psum(metrics, axis_name)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay),
+        )
+        return new, metrics, Health(loss, optax.global_norm(grads))
+
+    return train_step
+
+
+def make_train_call(train_step: TrainStep, *, steps_per_call: int) -> Callable[..., Any]:
+    """Make the function that runs up to `steps_per_call` steps in one compiled call.
+
+    A step whose loss or gradient is not finite is not applied, and the call ends before it: the
+    state that comes back is the last good one.
+
+    Args:
+      train_step: see `make_train_step`.
+      steps_per_call: upper bound; 1 compiles no loop, which XLA's CPU backend needs to run
+        convolutions at full speed.
+
+    Returns:
+      (state, totals, images, labels, indices (steps, batch), count, key) -> (state, totals,
+      health): runs the first `count` rows of indices into images and labels.
+    """
+
+    def apply(state: TrainState, totals: Metrics, batch: Batch, key: jax.Array) -> tuple:
+        new, metrics, health = train_step(state, batch, key)
+        kept = jax.tree.map(
+            lambda after, before: jnp.where(health.is_finite(), after, before),
+            (new, totals.merge(metrics)),
+            (state, totals),
+        )
+        return (*kept, health)
+
+    def train_call(
+        state: TrainState,
+        totals: Metrics,
+        images: jax.Array,
+        labels: jax.Array,
+        indices: jax.Array,
+        count: jax.Array,
+        key: jax.Array,
+    ) -> tuple[TrainState, Metrics, Health]:
+        def step_at(i: jax.Array | int, state: TrainState, totals: Metrics) -> tuple:
+            batch = Batch(images[indices[i]], labels[indices[i]])
+            return apply(state, totals, batch, key)
+
+        if steps_per_call == 1:
+            return step_at(0, state, totals)
+        # The state has not moved yet, so a health of zeros lets the loop begin.
+        start = (jnp.int32(0), state, totals, Health(jnp.float32(0), jnp.float32(0)))
+        _, *done = jax.lax.while_loop(
+            lambda carry: (carry[0] < count) & carry[3].is_finite(),
+            lambda carry: (carry[0] + 1, *step_at(carry[0], carry[1], carry[2])),
+            start,
+        )
+        return tuple(done)
+
+    return train_call
+
+
+def make_eval_step(
+    model: nn.Module, preprocessing: Preprocessing, *, axis_name: str | None = None
+) -> Callable[..., Metrics]:
+    """Make the evaluation step: pure 1-bit inference on one batch.
+
+    Args:
+      model: network.
+      preprocessing: from stored pixels to the network's input.
+      axis_name: mapped axis over which metrics are summed, or None.
+
+    Returns:
+      (variables, totals, images, labels, indices (batch,)) -> totals with the batch merged in;
+      an index below 0 is padding. The loss is the plain cross-entropy.
+    """
+
+    def eval_step(
+        variables: dict[str, Any],
+        totals: Metrics,
+        images: jax.Array,
+        labels: jax.Array,
+        indices: jax.Array,
+    ) -> Metrics:
+        chosen = jnp.where(indices >= 0, labels[indices], -1)
+        logits = model.apply(variables, preprocessing.evaluate(images[indices]), train=False)
+        losses = cross_entropy(logits, chosen, label_smoothing=0.0)
+        metrics = Metrics.of_batch(losses, logits, chosen)
+        if axis_name is not None:
+            metrics = jax.lax.psum(metrics, axis_name)
+        return totals.merge(metrics)
+
+    return eval_step
+
+
+def _average(average: Any, value: Any, decay: float) -> Any:
+    if not average:
+        return average
+    return jax.tree.map(lambda a, v: decay * a + (1.0 - decay) * v, average, value)

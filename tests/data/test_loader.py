@@ -1,0 +1,71 @@
+"""Names, arguments, and what happens where an optional package is not installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fda_jax.data import SPECS, DataError, load
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("cifar-10", "cifar10"), ("CIFAR100", "cifar100"), ("fashionmnist", "fashion_mnist")],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(DataError, match=f"Did you mean .*'{near}'"):
+        load(name, dir=".")
+
+
+@pytest.mark.parametrize("name", ["", "xyzzy", "tfds:", "folder:", "torch:cifar10"])
+def test_a_name_like_no_other_is_answered_with_the_list(name: str) -> None:
+    with pytest.raises(DataError) as caught:
+        load(name, dir=".")
+    assert all(known in str(caught.value) for known in (*SPECS, "tfds:NAME", "folder:PATH"))
+
+
+def test_sizes_and_threads_out_of_range_are_named() -> None:
+    with pytest.raises(DataError, match="image_size is 0"):
+        load("digits", dir=".", image_size=0)
+    with pytest.raises(DataError, match="num_threads -1"):
+        load("digits", dir=".", num_threads=-1)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "remedy"),
+    [
+        ("tensorflow_datasets", "tfds:mnist", r"pip install 'fda_jax\[tfds\]'"),
+        ("PIL.Image", "folder:x", r"pip install 'fda_jax\[folder\]'"),
+        ("grain", "folder:x", r"pip install 'fda_jax\[folder\]'"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_named_with_the_remedy(
+    module: str, name: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if module == "grain":
+        pytest.importorskip("PIL.Image")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(DataError, match=remedy) as caught:
+        load(name, dir=tmp_path)
+    assert module in str(caught.value)
+
+
+def test_importing_the_package_needs_none_of_the_optional_ones() -> None:
+    code = (
+        "import sys, fda_jax.data\n"
+        "heavy = {'tensorflow', 'tensorflow_datasets', 'grain', 'PIL', 'sklearn'}\n"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or None)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_row_of_the_table_is_whole() -> None:
+    for name, spec in SPECS.items():
+        assert spec.name == name
+        assert len(spec.mean) == len(spec.std) == spec.image_shape_hwc[2]
+        assert spec.classes is None or len(spec.classes) == spec.num_classes
+        assert all(len(md5) == 32 for md5 in spec.files.values())
+        assert spec.url.startswith("http")

@@ -1,0 +1,51 @@
+"""Train or evaluate a network: flags in, exit code out.
+
+    python train.py --config=configs/cifar10_resnet20.py --workdir=runs/x
+    python train.py --config=configs/cifar10_resnet20.py:ste --workdir=runs/y --config.seed=1
+    python train.py --workdir=runs/x --mode=eval
+"""
+
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).parent / "configs"))  # they import one another by bare name
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE.py[:METHOD].")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
+MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, or 'auto' on a cluster that JAX knows (SLURM)."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator=HOST:PORT.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator=HOST:PORT.")
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments {argv[1:]}: overrides are --config.KEY=VALUE")
+    if CONFIG.value is None and MODE.value == "train":
+        raise app.UsageError("--config is missing: e.g. --config=configs/digits_resnet.py")
+    import jax
+
+    from fda_jax import experiment
+
+    if COORDINATOR.value is not None:
+        where = None if COORDINATOR.value == "auto" else COORDINATOR.value
+        jax.distributed.initialize(where, NUM_PROCESSES.value, PROCESS_ID.value)
+    config = None if CONFIG.value is None else CONFIG.value.to_dict()
+    try:
+        if MODE.value == "eval":
+            experiment.evaluate(config, WORKDIR.value)
+        else:
+            experiment.train(config, WORKDIR.value)
+    except experiment.USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
