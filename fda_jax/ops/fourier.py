@@ -7,11 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# pi split in three so that theta - k * pi keeps every float32 digit for |k| up to a few thousand:
-# the first two parts have so few mantissa bits that their products with k are exact.
-_PI_HIGH = 3.140625
-_PI_MIDDLE = 9.67502593994140625e-4
-_PI_LOW = float(np.pi - _PI_HIGH - _PI_MIDDLE)
+from fda_jax.ops.trigonometry import reduce_angle, sine, sine_near_zero
+
 # Below this distance from a multiple of pi the slope equals its peak to float32 accuracy.
 _AT_PEAK = 1e-6
 
@@ -140,13 +137,11 @@ def _whole(num_terms: jax.Array | int, dtype: jnp.dtype) -> jax.Array:
 
 
 def _cosine_sum(theta: jax.Array, terms: jax.Array) -> jax.Array:
-    """sum_{i < N} cos((2i + 1) theta) / 1 as sin(2 N theta) / (2 sin(theta))."""
-    turns = jnp.round(theta / np.pi)
-    delta = ((theta - turns * _PI_HIGH) - turns * _PI_MIDDLE) - turns * _PI_LOW
+    """sum_{i < N} cos((2i + 1) theta) as sin(2 N theta) / (2 sin(theta))."""
+    odd, delta = reduce_angle(theta)
     at_peak = jnp.abs(delta) < _AT_PEAK
     safe = jnp.where(at_peak, 1.0, delta)
-    size = jnp.where(at_peak, terms, jnp.sin(2.0 * terms * safe) / (2.0 * jnp.sin(safe)))
-    odd = jnp.mod(turns, 2.0) == 1.0
+    size = jnp.where(at_peak, terms, sine(2.0 * terms * safe) / (2.0 * sine_near_zero(safe)))
     return jnp.where(odd, -size, size)
 
 
@@ -155,7 +150,7 @@ def _sine_series(theta: jax.Array, terms: jax.Array) -> jax.Array:
 
     def add(k: jax.Array, total: jax.Array) -> jax.Array:
         harmonic = 2.0 * (terms - 1.0 - k) + 1.0
-        return total + jnp.sin(harmonic * theta) / harmonic
+        return total + sine(harmonic * theta) / harmonic
 
     # The start is made from theta so that it varies wherever theta does (vmap, shard_map).
     total = jax.lax.fori_loop(0, terms.astype(jnp.int32), add, theta * 0.0)

@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fda_jax.ops.trigonometry import sine
+
 SHORTCUTS = ("none", "linear", "sine")
 
 
@@ -31,7 +33,7 @@ def shortcut(t: jax.Array, kind: str, slope: float) -> jax.Array:
         case "linear":
             return slope * t
         case "sine":
-            return slope * jnp.sin(t)
+            return slope * sine(t)
     raise ValueError(f"shortcut is {kind!r}: use one of {', '.join(SHORTCUTS)}")
 
 

@@ -1,0 +1,74 @@
+"""Sine and cosine at the speed of memory.
+
+The float32 sine of XLA's CPU backend costs about ten times a pass over the memory it reads; the
+slope of every estimator here that oscillates would be bound by it. Reducing the angle by multiples
+of pi and a polynomial on what remains is vectorised, and as accurate for the angles that training
+meets.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# pi split in three so that theta - k pi keeps every float32 digit for |k| up to a few thousand:
+# the first two parts have so few mantissa bits that their products with k are exact.
+_PI_HIGH = 3.140625
+_PI_MIDDLE = 9.67502593994140625e-4
+_PI_LOW = float(np.pi - _PI_HIGH - _PI_MIDDLE)
+# sin(d) / d as a polynomial in d^2 for |d| <= pi / 2, by Chebyshev interpolation; its error is
+# below 2e-11.
+_SINE = (
+    0.999999999982765,
+    -0.1666666661642117,
+    0.00833333095875699,
+    -0.00019840859124438737,
+    2.75251606958301e-06,
+    -2.388722335727314e-08,
+)
+
+
+def reduce_angle(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Split theta into k pi + delta with |delta| <= pi / 2.
+
+    Args:
+      theta: float32 or float64 array of any shape, radians; |theta| up to a few thousand.
+
+    Returns:
+      (is k odd, delta): a bool array and an array like theta.
+    """
+    turns = jnp.round(theta * (1.0 / np.pi))
+    delta = ((theta - turns * _PI_HIGH) - turns * _PI_MIDDLE) - turns * _PI_LOW
+    return turns - 2.0 * jnp.floor(0.5 * turns) == 1.0, delta
+
+
+def sine_near_zero(delta: jax.Array) -> jax.Array:
+    """sin(delta) for |delta| <= pi / 2, like delta; float64 is left to the library."""
+    if delta.dtype == jnp.float64:
+        return jnp.sin(delta)
+    square = delta * delta
+    value = jnp.full_like(square, _SINE[-1])
+    for coefficient in _SINE[-2::-1]:
+        value = value * square + coefficient
+    return delta * value
+
+
+@jax.custom_jvp
+def sine(theta: jax.Array) -> jax.Array:
+    """sin(theta) within 2e-7 for |theta| up to a few hundred radians.
+
+    Args:
+      theta: float array of any shape, radians; 16-bit types are computed in float32.
+
+    Returns:
+      Array shaped and typed like theta.
+    """
+    wide = theta.astype(jnp.promote_types(theta.dtype, jnp.float32))
+    odd, delta = reduce_angle(wide)
+    value = sine_near_zero(delta)
+    return jnp.where(odd, -value, value).astype(theta.dtype)
+
+
+@sine.defjvp
+def _sine_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (theta,), (tangent,) = primals, tangents
+    return sine(theta), sine(theta + np.pi / 2).astype(theta.dtype) * tangent
