@@ -5,6 +5,7 @@
     python train.py --workdir=runs/x --mode=eval
 """
 
+import logging
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"unknown arguments {argv[1:]}: overrides are --config.KEY=VALUE")
     if CONFIG.value is None and MODE.value == "train":
         raise app.UsageError("--config is missing: e.g. --config=configs/digits_resnet.py")
+    logging.getLogger("jax").setLevel(logging.WARNING)  # JAX tells of every backend it lacks
     import jax
 
     from fda_jax import experiment

@@ -2,14 +2,13 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-
-policies = ocp.checkpoint_managers
 
 
 class CheckpointError(RuntimeError):
@@ -33,22 +32,14 @@ class Checkpoints:
         if self._is_writer:
             self.folder.mkdir(parents=True, exist_ok=True)
         me = jax.process_index()
+        self._kept: set[int] = set()
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 create=False,
                 # An asynchronous save reports a full disk one save too late.
                 enable_async_checkpointing=False,
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(1),
-                        policies.BestN(
-                            get_metric_fn=lambda metrics: metrics["accuracy"],
-                            keep_checkpoints_without_metrics=False,
-                            n=1,
-                        ),
-                    ]
-                ),
+                preservation_policy=_LastAnd(self._kept),
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
                 ),
@@ -61,7 +52,12 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """Step of the checkpoint with the best accuracy, or None before the first evaluation."""
-        return self._manager.best_step()
+        best, best_step = -1.0, None
+        for step in sorted(self._manager.all_steps()):
+            accuracy = self._read_description(step)["new_best"]
+            if accuracy is not None and accuracy > best:
+                best, best_step = accuracy, step
+        return best_step
 
     def save(
         self, step: int, tree: Any, notes: dict[str, Any], *, new_best: float | None = None
@@ -80,8 +76,16 @@ class Checkpoints:
         """
         if not self._is_writer or step == self.latest_step():
             return
+        best = self.best_step() if new_best is None else step
+        self._kept.clear()
+        self._kept.update(() if best is None else (best,))
         arrays = _flat(tree)
-        description = {"arrays": _shapes(arrays), "digest": _digest(arrays), "notes": notes}
+        description = {
+            "arrays": _shapes(arrays),
+            "digest": _digest(arrays),
+            "new_best": new_best,
+            "notes": notes,
+        }
         try:
             self._manager.save(
                 step,
@@ -89,7 +93,6 @@ class Checkpoints:
                     arrays=ocp.args.StandardSave(arrays),
                     description=ocp.args.JsonSave(description),
                 ),
-                metrics=None if new_best is None else {"accuracy": new_best},
             )
         except Exception as error:
             raise CheckpointError(
@@ -111,30 +114,18 @@ class Checkpoints:
         Raises:
           CheckpointError: the checkpoint is damaged, or belongs to another network.
         """
-        where = self.folder / str(step)
-        remedy = (
-            f"remove {where} to go on from an older checkpoint, or use another --workdir"
-        )
         wanted = _flat(like)
+        description = self._read_description(step)
+        _compare_shapes(description["arrays"], _shapes(wanted), self.folder / str(step))
         try:
-            description = self._read_description(step)
-            _compare_shapes(description["arrays"], _shapes(wanted), where)
             arrays = self._manager.restore(
                 step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
             )["arrays"]
-        except CheckpointError:
-            raise
         except Exception as error:
-            raise CheckpointError(
-                f"the checkpoint {where} cannot be read ({_first_line(error)}); it was cut short "
-                f"or altered: {remedy}"
-            ) from error
+            raise self._damaged(step, _first_line(error)) from error
         arrays = {name: np.asarray(value) for name, value in arrays.items()}
         if _digest(arrays) != description["digest"]:
-            raise CheckpointError(
-                f"the checkpoint {where} is damaged: its bytes are not the ones that were saved: "
-                f"{remedy}"
-            )
+            raise self._damaged(step, "its arrays are not the ones that were saved")
         leaves = [arrays[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), description["notes"]
 
@@ -143,10 +134,37 @@ class Checkpoints:
         self._manager.close()
 
     def _read_description(self, step: int) -> dict[str, Any]:
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(description=ocp.args.JsonRestore())
+        try:
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(description=ocp.args.JsonRestore())
+            )
+            return restored["description"]
+        except Exception as error:
+            raise self._damaged(step, _first_line(error)) from error
+
+    def _damaged(self, step: int, why: str) -> CheckpointError:
+        where = self.folder / str(step)
+        return CheckpointError(
+            f"the checkpoint {where} cannot be read: {why}. It was cut short or altered: remove "
+            "that folder to go on from an older checkpoint, or use another --workdir"
         )
-        return restored["description"]
+
+
+class _LastAnd(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserve the newest checkpoint and those of the given steps.
+
+    Args:
+      steps: read at each save, so that the owner may change it.
+    """
+
+    def __init__(self, steps: set[int]) -> None:
+        self._steps = steps
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """One answer for each checkpoint."""
+        del context
+        newest = max((info.step for info in checkpoints), default=None)
+        return [info.step == newest or info.step in self._steps for info in checkpoints]
 
 
 def _flat(tree: Any) -> dict[str, np.ndarray]:

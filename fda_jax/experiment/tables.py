@@ -1,0 +1,407 @@
+"""Run folders as tables: what was trained, what came out, and the command that did it."""
+
+import dataclasses
+import json
+import os
+import shlex
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from fda_jax.experiment.folder import FREE_KEYS, RunFolder, WorkdirError, read_metrics
+
+COLUMNS = (
+    "run",
+    "method",
+    "seed",
+    "epochs",
+    "last test accuracy (%)",
+    "best test accuracy (%)",
+    "last train loss",
+    "images/s",
+    "device",
+    "revision",
+)
+# Columns of numbers, set flush right.
+_NUMBERS = {2, 3, 4, 5, 6, 7}
+# Settings that the heading or another column shows already.
+_SHOWN_ELSEWHERE = ("method.name", "model.name", "data.name", "train.epochs")
+_UNKNOWN = "-"
+_LEGEND = (
+    "Last is the test accuracy after the last epoch. Best is the highest of all epochs; it is "
+    "picked on the test set itself and so is optimistic: compare methods by last."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run's folder says; None is what it does not say (yet).
+
+    Attributes:
+      name: short and unique among the runs read together.
+      dataset: data.name of the configuration.
+      network: model.name of the configuration.
+      method: method.name of the configuration.
+      seed: of everything random.
+      settings: the configuration as text, flat; without the seed and what changes no result.
+      planned_epochs: of the configuration.
+      epochs: finished so far.
+      is_finished: whether there is a result.
+      last_accuracy: on the test set after the last evaluated epoch, in [0, 1].
+      best_accuracy: the highest on the test set, in [0, 1].
+      best_epoch: the first with that accuracy.
+      train_loss: mean over the last epoch.
+      images_per_second: of training.
+      device: kind, and how many if more than one.
+      revision: of the code.
+      command: that started it, without the places of a machine.
+      accuracy_curve: (epoch, test accuracy in [0, 1]) pairs.
+      loss_curve: (epoch, mean training loss) pairs.
+    """
+
+    name: str
+    dataset: str
+    network: str
+    method: str
+    seed: int
+    settings: Mapping[str, str]
+    planned_epochs: int
+    epochs: int
+    is_finished: bool
+    last_accuracy: float | None
+    best_accuracy: float | None
+    best_epoch: int | None
+    train_loss: float | None
+    images_per_second: float | None
+    device: str | None
+    revision: str | None
+    command: str | None
+    accuracy_curve: Sequence[tuple[int, float]]
+    loss_curve: Sequence[tuple[int, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+      label: the method, and the settings that set it apart from others of its group.
+      runs: by seed.
+    """
+
+    label: str
+    runs: Sequence[Run]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs of one network on one dataset: the only ones whose accuracies can be compared.
+
+    Attributes:
+      dataset: its name.
+      network: its name.
+      configurations: in the order of their runs' names.
+    """
+
+    dataset: str
+    network: str
+    configurations: Sequence[Configuration]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders, and those that lie at any depth in a folder of them.
+
+    Args:
+      folders: each a run folder or a folder that holds some.
+
+    Returns:
+      The runs, sorted by name; one that is named twice is read once.
+
+    Raises:
+      WorkdirError: a folder is missing, holds no run, or holds a damaged one.
+    """
+    paths = sorted({path.resolve() for folder in folders for path in _find(folder)})
+    common = os.path.commonpath([path.parent for path in paths])
+    return [_read_run(path, path.relative_to(common).as_posix()) for path in paths]
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Sort runs into one group for each (dataset, network), and into configurations inside it.
+
+    Args:
+      runs: any.
+
+    Returns:
+      The groups by name of dataset and network; every run is in exactly one of them.
+    """
+    parts: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        parts.setdefault((run.dataset, run.network), []).append(run)
+    return [
+        Group(dataset, network, _configurations(members))
+        for (dataset, network), members in sorted(parts.items())
+    ]
+
+
+def markdown(groups: Iterable[Group]) -> str:
+    """A Markdown table for each group, with the commands that made its rows below it.
+
+    Args:
+      groups: of `group_runs`.
+
+    Returns:
+      The text, from its first heading to its last line.
+    """
+    parts = ["# Runs", _LEGEND]
+    for group in groups:
+        parts += [
+            f"## {group.network} on {group.dataset}",
+            _table([row for part in group.configurations for row in _rows(part)]),
+            "Made by:",
+            _commands(group),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation of accuracies as text in %; one value has none.
+
+    Args:
+      values: in [0, 1], at least one.
+
+    Returns:
+      e.g. "91.20 ± 0.15", or "91.20" for one value.
+    """
+    mean = f"{100 * statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
+
+
+def _find(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise WorkdirError(
+            f"there is no folder {folder}: give the --workdir of a run, or a folder that holds some"
+        )
+    found = list(_walk(folder))
+    if not found:
+        raise WorkdirError(
+            f"the folder {folder} holds no run (no config.json or metrics.jsonl at any depth): "
+            "give the --workdir of a run, or a folder that holds some"
+        )
+    return found
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for path, folders, files in os.walk(folder):
+        if "config.json" in files or "metrics.jsonl" in files:
+            yield Path(path)
+            folders.clear()  # what lies inside a run belongs to it
+        folders[:] = [name for name in folders if not name.startswith(".")]
+
+
+def _read_run(path: Path, name: str) -> Run:
+    config = _read(path, "config.json")
+    if config is None:
+        raise WorkdirError(
+            f"the folder {path} has metrics.jsonl but no config.json, so what was run is unknown: "
+            "restore the file, or leave this folder out of the report"
+        )
+    surroundings = _read(path, "environment.json") or {}
+    try:
+        reached = _reached(read_metrics(path), _read(path, "result.json"))
+        return Run(name=name, **_wanted(config), **reached, **_made_with(surroundings))
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise WorkdirError(
+            f"the run in {path} is damaged ({type(error).__name__}: {error}): restore its files, "
+            "or leave this folder out of the report"
+        ) from error
+
+
+def _read(path: Path, name: str) -> Any:
+    try:
+        return RunFolder(path, is_writer=False).read(name)
+    except WorkdirError as error:
+        raise WorkdirError(
+            f"{path / name} cannot be read ({error.__cause__}): restore the file, or leave this "
+            "folder out of the report"
+        ) from error
+
+
+def _wanted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Run that its configuration gives."""
+    return {
+        "dataset": config["data"]["name"],
+        "network": config["model"]["name"],
+        "method": config["method"]["name"],
+        "seed": config["seed"],
+        "settings": dict(_settings(config)),
+        "planned_epochs": config["train"]["epochs"],
+    }
+
+
+def _reached(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The fields of a Run that its metrics and its result give."""
+    trains = [row for row in rows if row["split"] == "train"]
+    last = trains[-1] if trains else {"epoch": 0, "loss": None, "images_per_second": None}
+    accuracies = [(row["epoch"], row["accuracy"]) for row in rows if row["split"] == "test"]
+    # The result was written at the end, once; the metrics may have lost their last line since.
+    outcome = _outcome(last, accuracies) if result is None else result
+    return {
+        "epochs": outcome["epochs"],
+        "is_finished": result is not None,
+        "last_accuracy": outcome["last_test_accuracy"],
+        "best_accuracy": outcome["best_test_accuracy"],
+        "best_epoch": outcome["best_epoch"],
+        "train_loss": last["loss"],
+        "images_per_second": outcome["images_per_second"],
+        "accuracy_curve": accuracies,
+        "loss_curve": [(row["epoch"], row["loss"]) for row in trains],
+    }
+
+
+def _made_with(surroundings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a Run that its environment gives."""
+    return {
+        "device": _device(surroundings),
+        "revision": _revision(surroundings),
+        "command": _command(surroundings),
+    }
+
+
+def _outcome(
+    last_train: Mapping[str, Any], accuracies: Sequence[tuple[int, float]]
+) -> dict[str, Any]:
+    """What result.json will say, as far as it is known before the end."""
+    best_epoch, best = max(accuracies, key=lambda pair: pair[1], default=(None, None))
+    return {
+        "last_test_accuracy": accuracies[-1][1] if accuracies else None,
+        "best_test_accuracy": best,
+        "best_epoch": best_epoch,
+        "epochs": last_train["epoch"],
+        "images_per_second": last_train["images_per_second"],
+    }
+
+
+def _settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        name = prefix + key
+        if isinstance(value, Mapping):
+            yield from _settings(value, f"{name}.")
+        elif name != "seed" and name not in FREE_KEYS:
+            yield name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _device(surroundings: Mapping[str, Any]) -> str | None:
+    kind, count = surroundings.get("device"), surroundings.get("devices")
+    return f"{count} x {kind}" if kind and count and count > 1 else kind
+
+
+def _revision(surroundings: Mapping[str, Any]) -> str | None:
+    revision = surroundings.get("revision")
+    return revision and revision[:8] + ("+changes" if surroundings.get("dirty") else "")
+
+
+def _command(surroundings: Mapping[str, Any]) -> str | None:
+    words = surroundings.get("command")
+    if not words:
+        return None
+    return shlex.join(["python", PurePath(words[0]).name, *map(_portable, words[1:])])
+
+
+def _portable(word: str) -> str:
+    """A word of a command, an absolute path in it cut to its name: it means nothing elsewhere."""
+    flag, equals, value = word.rpartition("=")
+    return flag + equals + (PurePath(value).name if PurePath(value).is_absolute() else value)
+
+
+def _configurations(runs: Sequence[Run]) -> list[Configuration]:
+    parts: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: run.name):
+        parts.setdefault(tuple(sorted(run.settings.items())), []).append(run)
+    varying = _varying(runs)
+    return [
+        Configuration(_label(members[0], varying), sorted(members, key=lambda run: run.seed))
+        for members in parts.values()
+    ]
+
+
+def _varying(runs: Sequence[Run]) -> list[str]:
+    """Settings with more than one value among these runs, those of the method first."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for key, value in run.settings.items():
+            values.setdefault(key, set()).add(value)
+    keys = [key for key in values if len(values[key]) > 1 and key not in _SHOWN_ELSEWHERE]
+    return sorted(keys, key=lambda key: (not key.startswith("method."), key))
+
+
+def _label(run: Run, varying: Sequence[str]) -> str:
+    knobs = [
+        f"{key.removeprefix('method.')}={run.settings[key]}"
+        for key in varying
+        if key in run.settings
+    ]
+    return ", ".join([run.method, *knobs])
+
+
+def _rows(configuration: Configuration) -> list[list[str]]:
+    rows = [_row(run, configuration.label) for run in configuration.runs]
+    finished = [run for run in configuration.runs if run.is_finished]
+    if finished and len({run.seed for run in configuration.runs}) > 1:
+        rows.append(_mean_row(finished, len(configuration.runs), configuration.label))
+    return rows
+
+
+def _row(run: Run, label: str) -> list[str]:
+    best = _number(run.best_accuracy, 100, ".2f")
+    return [
+        run.name,
+        label,
+        str(run.seed),
+        f"{run.epochs}/{run.planned_epochs}" + ("" if run.is_finished else ", unfinished"),
+        _number(run.last_accuracy, 100, ".2f"),
+        best if run.best_epoch is None else f"{best} (epoch {run.best_epoch})",
+        _number(run.train_loss, 1, ".4f"),
+        # A run of a single call has no time without compilation, and says 0.
+        _number(run.images_per_second or None, 1, ",.0f"),
+        run.device or _UNKNOWN,
+        run.revision or _UNKNOWN,
+    ]
+
+
+def _mean_row(finished: Sequence[Run], total: int, label: str) -> list[str]:
+    """Over the finished runs alone, for an unfinished one is not of the same configuration yet."""
+    seeds, n = sorted({run.seed for run in finished}), len(finished)
+    over = f"{n} seed{'s' * (n > 1)}" if n == len(seeds) else f"{n} runs of {len(seeds)} seeds"
+    left_out = f" ({total - n} unfinished left out)" if n < total else ""
+    return [
+        f"{'mean ± std' if n > 1 else 'mean'} over {over}{left_out}",
+        label,
+        ", ".join(map(str, seeds)),
+        f"{finished[0].epochs}/{finished[0].planned_epochs}",
+        spread([run.last_accuracy for run in finished if run.last_accuracy is not None]),
+        spread([run.best_accuracy for run in finished if run.best_accuracy is not None]),
+        *[""] * 4,
+    ]
+
+
+def _number(value: float | None, factor: float, form: str) -> str:
+    return _UNKNOWN if value is None else format(factor * value, form)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in a terminal, too."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (COLUMNS, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+    lines = [
+        [cell.rjust(w) if i in _NUMBERS else cell.ljust(w) for i, (cell, w) in enumerate(pairs)]
+        for pairs in (list(zip(row, widths, strict=True)) for row in cells)
+    ]
+    rule = ["-" * (w - 1) + (":" if i in _NUMBERS else "-") for i, w in enumerate(widths)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+
+
+def _commands(group: Group) -> str:
+    runs = [run for part in group.configurations for run in part.runs]
+    lines = [f"# {run.name}\n{run.command or '# not recorded'}" for run in runs]
+    return "\n".join(["```sh", *lines, "```"])

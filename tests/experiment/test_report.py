@@ -1,0 +1,289 @@
+import json
+import re
+import statistics
+import struct
+
+import pytest
+
+from fda_jax import report
+from fda_jax.experiment import tables
+
+ACCURACIES = (0.25, 0.75, 0.5)  # of three epochs: the best is not the last
+LOSSES = (2.0, 1.5, 1.25)
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def make_run(
+    path,
+    *,
+    network="resnet20",
+    method="fda",
+    seed=0,
+    epochs=3,
+    accuracies=ACCURACIES,
+    finished=True,
+    dirty=False,
+    **knobs,
+):
+    """A run folder, written by hand as training writes it."""
+    path.mkdir(parents=True)
+    config = {
+        "seed": seed,
+        "model": {"name": network, "dtype": "float32"},
+        "method": {"name": method, "window": 1.0, **knobs},
+        "data": {"name": "cifar10", "dir": f"somewhere/{path.name}", "num_threads": 8},
+        "train": {"epochs": epochs, "batch_size": 128},
+    }
+    environment = {
+        "command": ["/there/train.py", "--config=configs/c.py:fda", f"--workdir={path}"],
+        "device": "cpu",
+        "devices": 1,
+        "revision": REVISION,
+        "dirty": dirty,
+    }
+    rows = []
+    for epoch, (accuracy, loss) in enumerate(zip(accuracies, LOSSES, strict=False), start=1):
+        shared = {"step": 10 * epoch, "epoch": epoch}
+        rate = {"seconds": 1.0 * epoch, "images_per_second": 1234.0}
+        rows.append({**shared, "split": "train", "loss": loss, "accuracy": 0.125, **rate})
+        rows.append({**shared, "split": "test", "loss": 9.0, "accuracy": accuracy})
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "environment.json").write_text(json.dumps(environment))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if finished:
+        result = {
+            "last_test_accuracy": accuracies[-1],
+            "best_test_accuracy": max(accuracies),
+            "best_epoch": accuracies.index(max(accuracies)) + 1,
+            "epochs": len(accuracies),
+            "images_per_second": 1234.0,
+        }
+        (path / "result.json").write_text(json.dumps(result))
+    return path
+
+
+def sections(text):
+    """Heading -> the rows of its table as lists of cells, without the table's own heading."""
+    found = {}
+    for part in text.split("\n## ")[1:]:
+        heading, *lines = part.splitlines()
+        rows = [
+            [cell.strip() for cell in line.strip("|").split(" | ")]
+            for line in lines
+            if line.startswith("| ")
+        ]
+        assert rows[0] == list(tables.COLUMNS)
+        found[heading] = rows[2:]
+    return found
+
+
+def render(*folders):
+    return tables.markdown(tables.group_runs(tables.read_runs(folders)))
+
+
+def only_row(*folders):
+    (rows,) = sections(render(*folders)).values()
+    (row,) = rows
+    return dict(zip(tables.COLUMNS, row, strict=True))
+
+
+def size_px(path):
+    data = path.read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", data[16:24])
+
+
+def test_a_row_holds_the_numbers_of_the_files(tmp_path):
+    row = only_row(make_run(tmp_path / "a", seed=7))
+    assert row == {
+        "run": "a",
+        "method": "fda",
+        "seed": "7",
+        "epochs": "3/3",
+        "last test accuracy (%)": "50.00",
+        "best test accuracy (%)": "75.00 (epoch 2)",
+        "last train loss": "1.2500",
+        "images/s": "1,234",
+        "device": "cpu",
+        "revision": "01234567",
+    }
+
+
+def test_a_changed_checkout_is_marked(tmp_path):
+    assert only_row(make_run(tmp_path / "a", dirty=True))["revision"] == "01234567+changes"
+
+
+def test_an_unfinished_run_is_shown_as_such(tmp_path):
+    row = only_row(make_run(tmp_path / "a", epochs=5, finished=False))
+    assert row["epochs"] == "3/5, unfinished"
+    assert row["last test accuracy (%)"] == "50.00"
+    assert row["best test accuracy (%)"] == "75.00 (epoch 2)"
+
+
+def test_a_run_that_has_just_begun_is_shown_without_numbers(tmp_path):
+    run = make_run(tmp_path / "a", accuracies=(), finished=False)
+    (run / "metrics.jsonl").unlink()
+    row = only_row(run)
+    assert row["epochs"] == "0/3, unfinished"
+    assert row["last test accuracy (%)"] == row["last train loss"] == row["images/s"] == "-"
+    assert report.main([str(run)]) == 0
+
+
+def test_a_last_line_that_was_cut_short_is_left_out(tmp_path):
+    run = make_run(tmp_path / "a", finished=False)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "epoch": 4, "split": "te')
+    assert only_row(run)["epochs"] == "3/3, unfinished"
+
+
+def test_plain_and_bireal_networks_never_share_a_table(tmp_path):
+    make_run(tmp_path / "a", network="resnet20")
+    make_run(tmp_path / "b", network="resnet20_bireal")
+    found = sections(render(tmp_path))
+    assert {heading: [row[0] for row in rows] for heading, rows in found.items()} == {
+        "resnet20 on cifar10": ["a"],
+        "resnet20_bireal on cifar10": ["b"],
+    }
+
+
+def test_a_method_shows_the_knobs_that_differ_and_no_others(tmp_path):
+    make_run(tmp_path / "a", noise="forward", omega=0.1)
+    make_run(tmp_path / "b", noise="none", omega=0.1)
+    make_run(tmp_path / "c", method="ste")
+    (rows,) = sections(render(tmp_path)).values()
+    assert [row[1] for row in rows] == ["fda, noise=forward", "fda, noise=none", "ste"]
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3])
+def test_mean_and_standard_deviation_over_seeds_are_those_of_statistics(tmp_path, num_seeds):
+    last = [0.8123, 0.8291, 0.8044][:num_seeds]
+    for seed, accuracy in enumerate(last):
+        make_run(tmp_path / f"s{seed}", seed=seed, accuracies=(0.9 + accuracy / 100, accuracy))
+    *_, row = next(iter(sections(render(tmp_path)).values()))
+    best = [0.9 + accuracy / 100 for accuracy in last]
+    assert row[0] == f"mean ± std over {num_seeds} seeds"
+    for cell, values in ((row[4], last), (row[5], best)):
+        mean, std = map(float, cell.split(" ± "))
+        assert mean == pytest.approx(100 * statistics.mean(values), abs=0.00501)
+        assert std == pytest.approx(100 * statistics.stdev(values), abs=0.00501)
+
+
+def test_one_seed_has_a_mean_row_of_neither_kind(tmp_path):
+    make_run(tmp_path / "a", seed=0, omega=0.1)
+    make_run(tmp_path / "b", seed=1, omega=0.2)  # another configuration
+    assert "mean" not in str(sections(render(tmp_path)))
+
+
+def test_one_finished_seed_gives_a_mean_without_a_deviation(tmp_path):
+    make_run(tmp_path / "a", seed=0)
+    make_run(tmp_path / "b", seed=1, finished=False)
+    *_, row = next(iter(sections(render(tmp_path)).values()))
+    assert row[0] == "mean over 1 seed (1 unfinished left out)"
+    assert row[4] == "50.00"
+
+
+def test_a_seed_that_ran_twice_is_not_counted_as_two_seeds(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        make_run(tmp_path / name, seed=seed)
+    assert "mean ± std over 3 runs of 2 seeds" in render(tmp_path)
+
+
+def test_the_command_of_each_run_is_given_without_the_places_of_a_machine(tmp_path):
+    text = render(make_run(tmp_path / "a"))
+    assert "# a\npython train.py --config=configs/c.py:fda --workdir=a\n" in text
+    assert str(tmp_path) not in text
+
+
+def test_a_run_that_is_named_twice_is_read_once_and_names_stay_unique(tmp_path):
+    make_run(tmp_path / "x" / "run")
+    make_run(tmp_path / "y" / "run")
+    runs = tables.read_runs([tmp_path, tmp_path / "x"])
+    assert [run.name for run in runs] == ["x/run", "y/run"]
+
+
+def test_the_command_line_writes_a_table_and_curves_of_1200_pixels(tmp_path, capsys):
+    for seed in (0, 1):
+        make_run(tmp_path / "runs" / f"plain{seed}", seed=seed)
+    make_run(tmp_path / "runs" / "bireal", network="resnet20_bireal")
+    out = tmp_path / "new" / "out"
+    assert report.main([str(tmp_path / "runs"), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    written = (out / "report.md").read_text(encoding="utf-8")
+    assert sections(written) == sections(printed)
+    assert str(out / "report.md") in printed
+    assert str(out / "curves.png") in printed
+    width, height = size_px(out / "curves.png")
+    assert width == 1200
+    assert height > 800  # two rows of panels
+    assert "(curves.png)" in written
+
+
+def test_the_report_goes_into_the_first_folder_if_none_is_named(tmp_path):
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    assert report.main([str(first), str(second)]) == 0
+    assert {path.name for path in first.iterdir()} >= {"report.md", "curves.png"}
+    assert not (second / "report.md").exists()
+
+
+def remove_folder(run):
+    return run / "missing"
+
+
+def empty_folder(run):
+    (run.parent / "empty").mkdir()
+    return run.parent / "empty"
+
+
+def lose_config(run):
+    (run / "config.json").unlink()
+    return run
+
+
+def cut_config(run):
+    (run / "config.json").write_text('{"seed": ')
+    return run
+
+
+def lose_key(run):
+    (run / "config.json").write_text('{"seed": 0}')
+    return run
+
+
+def spoil_metrics(run):
+    (run / "metrics.jsonl").write_text('nonsense\n{"split": "train"}\n')
+    return run
+
+
+def spoil_result(run):
+    (run / "result.json").write_text("{}")
+    return run
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        remove_folder,
+        empty_folder,
+        lose_config,
+        cut_config,
+        lose_key,
+        spoil_metrics,
+        spoil_result,
+    ],
+)
+def test_a_missing_or_damaged_folder_is_named_with_a_remedy(tmp_path, capsys, damage):
+    folder = damage(make_run(tmp_path / "run"))
+    assert report.main([str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert str(folder) in captured.err
+    assert re.search("give|restore", captured.err)
+    assert not (folder / "report.md").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named_with_a_remedy(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    assert report.main([str(run), "--out", str(tmp_path / "file")]) == 1
+    assert f"written to {tmp_path / 'file'}" in (error := capsys.readouterr().err)
+    assert "--out" in error

@@ -1,0 +1,211 @@
+"""Whole small runs: what they leave behind, how they resume, what stops them."""
+
+import json
+import math
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from fda_jax import experiment, models
+from fda_jax.experiment import run as run_module
+from fda_jax.experiment import setup
+from fda_jax.experiment.folder import RunFolder
+from fda_jax.training.checkpoints import Checkpoints
+from tests.conftest import small_config
+
+# A run's clock differs from run to run; everything else must not.
+CLOCK = {"seconds", "images_per_second"}
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing in the program catches it."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, compilation_cache):
+    """A run that was never stopped: its folder and what it returned."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, experiment.train(small_config(), folder)
+
+
+def arrays(folder, step=None):
+    """Every array of a checkpoint, the last one by default."""
+    progress = run_module._start(setup.build(small_config()))
+    store = Checkpoints(folder / "checkpoints")
+    step = step or store.latest_step()
+    tree, _ = store.restore((progress.state, progress.totals), step)
+    store.close()
+    return tree
+
+
+def rows(folder):
+    return [
+        {key: value for key, value in row.items() if key not in CLOCK}
+        for row in RunFolder(folder).metrics()
+    ]
+
+
+def assert_same_run(folder, other):
+    chex.assert_trees_all_equal(arrays(folder), arrays(other))
+    assert rows(folder) == rows(other)
+    one, two = (json.loads((path / "result.json").read_text()) for path in (folder, other))
+    for result in (one, two):
+        for key in CLOCK:
+            result.pop(key)
+    assert one == two
+
+
+def test_a_run_leaves_its_whole_story_in_its_folder(whole):
+    folder, result = whole
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "environment.json", "metrics.jsonl", "result.json"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert json.loads((folder / "config.json").read_text()) == json.loads(
+        json.dumps(small_config())
+    )
+    assert [(row["epoch"], row["split"], row["step"]) for row in rows(folder)] == [
+        (1, "train", 5),
+        (1, "test", 5),
+        (2, "train", 10),
+        (2, "test", 10),
+    ]
+    surroundings = json.loads((folder / "environment.json").read_text())
+    assert surroundings["packages"]["jax"] == jax.__version__
+    assert surroundings["devices"] == 4
+    assert json.loads((folder / "result.json").read_text()) == json.loads(json.dumps(result))
+    tests = [row["accuracy"] for row in rows(folder) if row["split"] == "test"]
+    assert result["last_test_accuracy"] == tests[-1]
+    assert result["best_test_accuracy"] == max(tests)
+    assert result["steps"] == 10
+    assert result["images_per_second"] > 0
+
+
+def test_training_learns(whole):
+    losses = [row["loss"] for row in rows(whole[0]) if row["split"] == "train"]
+    assert losses[1] < losses[0]
+
+
+def test_evaluation_of_the_checkpoint_gives_the_accuracy_that_training_gave(whole):
+    folder, result = whole
+    answers = experiment.evaluate(None, folder)
+    assert answers["last"]["accuracy"] == result["last_test_accuracy"]
+    assert answers["last"]["loss"] == pytest.approx(result["last_test_loss"], rel=1e-6)
+    assert answers["best"]["accuracy"] == result["best_test_accuracy"]
+    assert experiment.evaluate(small_config(), folder) == answers
+
+
+def test_effective_weights_of_a_trained_network_are_exactly_two_valued(whole):
+    state, _ = arrays(whole[0])
+    built = setup.build(small_config())
+    images = built.preprocessing.evaluate(built.dataset.test.images[:4])
+    _, captured = built.model.apply(
+        state.inference_variables(), images, mutable=["effective_weights"]
+    )
+    kernels = jax.tree.leaves(captured)
+    assert len(kernels) == 4
+    for kernel in kernels:
+        values = np.unique(np.asarray(kernel))
+        assert len(values) == 2
+        assert values[0] == -values[1]
+    # Every binary parameter of the network is one of them.
+    counted = models.count_parameters(state.params)
+    assert counted.binary == sum(kernel.size for kernel in kernels)
+
+
+def test_a_finished_run_started_again_changes_nothing(whole):
+    folder, result = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert experiment.train(small_config(), folder) == json.loads(json.dumps(result))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "when"),
+    [
+        (RunFolder, "append_metrics", 1, "before"),
+        (RunFolder, "append_metrics", 1, "after"),
+        (Checkpoints, "save", 1, "after"),
+        (Checkpoints, "save", 2, "before"),
+    ],
+)
+def test_a_run_killed_anywhere_ends_as_if_it_never_was(
+    whole, tmp_path, monkeypatch, owner, name, call, when
+):
+    original = getattr(owner, name)
+    calls = []
+
+    def deadly(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == call and when == "before":
+            raise Killed
+        original(self, *args, **kwargs)
+        if len(calls) == call:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, deadly)
+        with pytest.raises(Killed):
+            experiment.train(small_config(), tmp_path / "run")
+    experiment.train(small_config(), tmp_path / "run")
+    assert_same_run(tmp_path / "run", whole[0])
+
+
+def test_a_run_stopped_by_a_signal_inside_an_epoch_ends_as_if_it_never_was(
+    whole, tmp_path, monkeypatch, capsys
+):
+    advance = run_module._Trainer._advance
+
+    def advance_and_signal(self, progress, call, item):
+        seconds = advance(self, progress, call, item)
+        if call.step == 6:
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+        return seconds
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module._Trainer, "_advance", advance_and_signal)
+        assert experiment.train(small_config(), tmp_path / "run") is None
+    assert "stopped by a signal after step 7 of 10" in capsys.readouterr().out
+    experiment.train(small_config(), tmp_path / "run")
+    assert "going on from step 7 of 10" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", whole[0])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path, compilation_cache
+):
+    config = small_config(**{"optimizer.schedule": "step", "optimizer.boundary_epochs": (1.0,)})
+    config["optimizer"]["boundary_factor"] = 1e38
+    with pytest.raises(experiment.NonFiniteError) as error:
+        experiment.train(config, tmp_path / "run")
+    message = str(error.value)
+    assert "step 7" in message or "step 8" in message
+    assert "not finite" in message
+    assert "stem" in message
+    assert "the checkpoint of step 5 is kept" in message
+    assert "--config.optimizer.learning_rate" in message
+    assert experiment.evaluate(config, tmp_path / "run")["last"]["step"] == 5
+
+
+def test_a_bad_checkpoint_folder_is_reported_and_nothing_is_lost(whole, tmp_path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    (folder / "result.json").unlink()
+    largest = max((folder / "checkpoints" / "10").rglob("*"), key=lambda p: p.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:10])
+    kept = (folder / "metrics.jsonl").read_text()
+    with pytest.raises(experiment.CheckpointError, match="checkpoints/10"):
+        experiment.train(small_config(), folder)
+    assert (folder / "metrics.jsonl").read_text() == kept
+
+
+def test_the_learning_rate_and_progress_are_logged(whole):
+    trained = [row for row in rows(whole[0]) if row["split"] == "train"]
+    assert trained[-1]["progress"] == pytest.approx(0.9)
+    assert trained[-1]["learning_rate"] == pytest.approx(0.01 * (1 + math.cos(0.9 * math.pi)))

@@ -1,0 +1,207 @@
+"""Binary layers against numpy loops: values, gradients, scales, types."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fda_jax import ops
+from fda_jax.layers import METHODS, BinaryConv, BinaryDense, Method, Quantizer, make_method
+
+NO_SCALE = Method(Quantizer(ops.ClippedSTE(), "none"), Quantizer(ops.ClippedSTE()))
+KEY = jax.random.key(0)
+
+
+def padding(size: int) -> tuple[int, int]:
+    return (size - 1) // 2, size // 2
+
+
+def windows(padded: np.ndarray, i: int, j: int, height: int, width: int, stride: int):
+    """The pixels that kernel position (i, j) sees, as a view."""
+    return padded[:, i : i + stride * height : stride, j : j + stride * width : stride]
+
+
+def conv(a: np.ndarray, w: np.ndarray, stride: int = 1) -> np.ndarray:
+    """Convolution with zero padding, one kernel position at a time."""
+    a = np.asarray(a, np.float64)
+    kh, kw = w.shape[:2]
+    padded = np.pad(a, ((0, 0), padding(kh), padding(kw), (0, 0)))
+    height, width = ((side - 1) // stride + 1 for side in a.shape[1:3])
+    out = np.zeros((len(a), height, width, w.shape[-1]))
+    for i, j in np.ndindex(kh, kw):
+        out += windows(padded, i, j, height, width, stride)[:, :height, :width] @ w[i, j]
+    return out
+
+
+def conv_gradients(a: np.ndarray, w: np.ndarray, g: np.ndarray, stride: int = 1):
+    """Gradients of sum(g * conv(a, w)) by a and w."""
+    kh, kw = w.shape[:2]
+    padded = np.pad(np.asarray(a, np.float64), ((0, 0), padding(kh), padding(kw), (0, 0)))
+    of_padded, of_w = np.zeros_like(padded), np.zeros(w.shape)
+    height, width = g.shape[1:3]
+    for i, j in np.ndindex(kh, kw):
+        seen = windows(padded, i, j, height, width, stride)[:, :height, :width]
+        of_w[i, j] = np.einsum("bhwc,bhwf->cf", seen, g)
+        windows(of_padded, i, j, height, width, stride)[:, :height, :width] += g @ w[i, j].T
+    top, left = padding(kh)[0], padding(kw)[0]
+    return of_padded[:, top : top + a.shape[1], left : left + a.shape[2]], of_w
+
+
+def signs(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, 1.0, -1.0)
+
+
+def scale_of(w: np.ndarray, scale: str) -> np.ndarray:
+    match scale:
+        case "none":
+            return np.float64(1)
+        case "layer":
+            return np.abs(w).mean(dtype=np.float64)
+        case "filter":
+            return np.abs(w).reshape(-1, w.shape[-1]).mean(0, dtype=np.float64)
+    raise AssertionError(scale)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def without_noise(method: Method) -> Method:
+    parts = (method.weight, method.activation)
+    return Method(*(part and dataclasses.replace(part, noise=None) for part in parts))
+
+
+def with_scale(scale: str) -> Method:
+    return Method(Quantizer(ops.ClippedSTE(), scale), Quantizer(ops.ClippedSTE()))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "scale"),
+    [
+        ((1, 1), 1, "layer"),
+        ((3, 3), 1, "layer"),
+        ((3, 3), 2, "filter"),
+        ((5, 5), 1, "none"),
+        ((2, 2), 2, "filter"),
+        ((2, 3), 1, "none"),
+    ],
+)
+def test_a_binary_convolution_is_a_plain_one_of_scaled_signs(
+    kernel: tuple[int, int], stride: int, scale: str
+) -> None:
+    a, w = normal(2, 5, 6, 3), normal(*kernel, 3, 4, seed=1)
+    layer = BinaryConv(4, kernel, stride, method=with_scale(scale))
+    out = jax.jit(layer.apply)({"params": {"latent_kernel": w}}, a)
+    expected = conv(signs(a), signs(w) * scale_of(w, scale), stride)
+    assert out.shape == expected.shape == (2, -(-5 // stride), -(-6 // stride), 4)
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", ["none", "layer", "filter"])
+def test_a_binary_dense_layer_is_a_product_of_scaled_signs(scale: str) -> None:
+    a, w = normal(2, 3, 7), normal(7, 4, seed=1)
+    layer = BinaryDense(4, method=with_scale(scale))
+    out = layer.apply({"params": {"latent_kernel": w}}, a)
+    np.testing.assert_allclose(out, signs(a) @ (signs(w) * scale_of(w, scale)), rtol=0, atol=1e-4)
+
+
+def test_a_border_pixel_sees_zeros() -> None:
+    # Padding before binarisation would count all nine positions everywhere, some of them as -1.
+    layer = BinaryConv(1, method=NO_SCALE)
+    params = {"params": {"latent_kernel": np.ones((3, 3, 2, 1), np.float32)}}
+    out = jax.jit(layer.apply)(params, np.ones((1, 3, 3, 2), np.float32))
+    np.testing.assert_array_equal(out[0, :, :, 0], 2 * np.array([[4, 6, 4], [6, 9, 6], [4, 6, 4]]))
+
+
+@pytest.mark.parametrize("factor", [0.01, 7.0])
+def test_without_a_scale_only_the_signs_of_latent_weights_matter(factor: float) -> None:
+    a, w = normal(2, 7), normal(7, 4, seed=1)
+    layer = BinaryDense(4, method=NO_SCALE)
+    out = layer.apply({"params": {"latent_kernel": factor * w}}, a)
+    np.testing.assert_array_equal(out, layer.apply({"params": {"latent_kernel": w}}, a))
+
+
+def test_full_precision_is_the_convolution_of_flax() -> None:
+    a = normal(2, 5, 5, 3)
+    ours = BinaryConv(4, (3, 3), 2, method="full_precision")
+    assert jax.eval_shape(ours.init, KEY, a)["params"].keys() == {"kernel"}
+    theirs = nn.Conv(4, (3, 3), 2, padding=1, use_bias=False)
+    variables = {"params": {"kernel": normal(3, 3, 3, 4, seed=1)}}
+    ours_out, theirs_out = jax.jit(lambda v: (ours.apply(v, a), theirs.apply(v, a)))(variables)
+    np.testing.assert_allclose(ours_out, theirs_out, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_gradients_are_those_of_a_smooth_layer_times_the_slopes(name: str) -> None:
+    method = without_noise(make_method(name))
+    a, w = 0.7 * normal(2, 4, 5, 3), 0.7 * normal(3, 3, 3, 4, seed=1)
+    g = normal(2, 2, 3, 4, seed=2)
+    progress, stride = 0.37, 2
+
+    def slope_and_operand(quantizer: Quantizer | None, x: np.ndarray):
+        if quantizer is None:
+            return 1.0, x
+        scale = scale_of(x, quantizer.scale)
+        slope = np.asarray(quantizer.estimator.slope(jnp.asarray(x), jnp.float32(progress)))
+        # The scale multiplies the gradient, but none flows through it.
+        return scale * slope, scale * signs(x)
+
+    slope_a, binary_a = slope_and_operand(method.activation, a)
+    slope_w, binary_w = slope_and_operand(method.weight, w)
+    of_a, of_w = conv_gradients(binary_a, binary_w, g, stride)
+
+    layer = BinaryConv(4, (3, 3), stride, method=method)
+    param = "kernel" if method.weight is None else "latent_kernel"
+
+    @jax.jit
+    def gradients(a, w):
+        def loss(a, w):
+            out = layer.apply({"params": {param: w}}, a, train=True, progress=progress)
+            return jnp.sum(out * g)
+
+        return jax.grad(loss, argnums=(0, 1))(a, w)
+
+    ours_a, ours_w = gradients(a, w)
+    np.testing.assert_allclose(ours_a, of_a * slope_a, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(ours_w, of_w * slope_w, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("scale", "values"), [("none", 1), ("layer", 1), ("filter", 4)])
+@pytest.mark.parametrize("method", ["ste", "fda"])
+def test_effective_weights_are_two_valued_at_inference(
+    method: str, scale: str, values: int
+) -> None:
+    layer = BinaryConv(4, method=make_method(method, scale=scale))
+    a = normal(1, 3, 3, 2)
+    w = normal(3, 3, 2, 4, seed=1)
+    assert "effective_weights" not in jax.eval_shape(layer.init, KEY, a)
+    # No parameters of a noise module are needed at inference.
+    apply = jax.jit(lambda w: layer.apply({"params": w}, a, mutable=["effective_weights"]))
+    (weights,) = apply({"latent_kernel": w})[1]["effective_weights"]["kernel"]
+    np.testing.assert_array_equal(np.sign(weights), signs(w))
+    per_filter = np.abs(weights).reshape(-1, 4)
+    assert np.all(per_filter == per_filter[0])
+    assert len(set(per_filter[0].tolist())) == values
+    np.testing.assert_allclose(per_filter[0], scale_of(w, scale) * np.ones(4), rtol=1e-6)
+
+
+@pytest.mark.parametrize("layer", [BinaryConv, BinaryDense])
+def test_bfloat16_computes_with_float32_latent_weights(layer: type[nn.Module]) -> None:
+    a = normal(2, 3, 3, 8)
+    narrow, wide = layer(4, dtype=jnp.bfloat16), layer(4)
+    params = jax.jit(narrow.init)(KEY, a)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+
+    def loss(params, a):
+        out = narrow.apply({"params": params}, a, train=True, progress=0.2)
+        return out.sum(), out
+
+    gradients, out = jax.eval_shape(jax.grad(loss, has_aux=True), params, a)
+    assert out.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype(jnp.float32)}
+    exact, rounded = jax.jit(lambda v: (wide.apply(v, a), narrow.apply(v, a)))({"params": params})
+    exact, rounded = np.asarray(exact), np.asarray(rounded.astype(jnp.float32))
+    np.testing.assert_allclose(rounded, exact, rtol=0, atol=0.01 * np.max(np.abs(exact)))

@@ -1,0 +1,289 @@
+"""What the networks compute: layout, statistics, one compilation, and what they refuse."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fda_jax.layers import make_method
+from fda_jax.models import MODELS, ResNet, VGGSmall, build, check_image_shape
+from fda_jax.models.common import batch_norm
+from fda_jax.models.resnet import Block, option_a
+
+KEY = jax.random.key(0)
+STE = make_method("ste")
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def randomized(shapes, seed: int = 0):
+    """Random values for a tree of shapes; variances stay positive."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: (
+            rng.uniform(0.1, 1, leaf.shape).astype(np.float32)
+            * (1 if leaf.ndim < 2 else rng.choice([-1, 1], leaf.shape).astype(np.float32))
+        ),
+        shapes,
+    )
+
+
+def conv(a: np.ndarray, w: np.ndarray, stride: int = 1) -> np.ndarray:
+    padded = np.pad(a.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = a.shape[1:3]
+    full = sum(
+        padded[:, i : i + height, j : j + width] @ w[i, j] for i in range(3) for j in range(3)
+    )
+    return full[:, ::stride, ::stride]
+
+
+def signs(x: np.ndarray) -> np.ndarray:
+    return np.where(x > 0, 1.0, -1.0)
+
+
+def binary_conv(a: np.ndarray, params, stride: int = 1) -> np.ndarray:
+    w = params["latent_kernel"]
+    return conv(signs(a), signs(w) * np.abs(w).mean(), stride)
+
+
+def norm(x: np.ndarray, params, statistics) -> np.ndarray:
+    scaled = (x - statistics["mean"]) / np.sqrt(statistics["var"] + 1e-5)
+    return scaled * params["scale"] + params["bias"]
+
+
+def block(x: np.ndarray, params, statistics, convs: int, stride: int, features: int) -> np.ndarray:
+    new = features - x.shape[-1]
+    shortcut = np.pad(x[:, ::stride, ::stride], [(0, 0)] * 3 + [(new // 2, new - new // 2)])
+    for i in range(1, convs + 1):
+        x = binary_conv(x, params[f"conv{i}"], stride if i == 1 else 1)
+        x = np.where(x > 0, x, params[f"prelu{i}"]["negative_slope"] * x)
+        x = norm(x, params[f"norm{i}"], statistics[f"norm{i}"])
+    return x + shortcut
+
+
+@pytest.mark.parametrize("convs", [1, 2])
+def test_a_residual_network_is_its_layout_in_numpy(convs: int) -> None:
+    model = ResNet(4, STE, stage_sizes=(1, 1), widths=(2, 5), convs_per_shortcut=convs)
+    images = normal(2, 5, 4, 3)
+    variables = randomized(jax.eval_shape(lambda: model.init(KEY, images)))
+    params, statistics = variables["params"], variables["batch_stats"]
+    x = conv(images, params["stem"]["kernel"])
+    x = norm(x, params["stem_norm"], statistics["stem_norm"])
+    for stage, features in ((1, 2), (2, 5)):
+        for number in range(1, 2 // convs + 1):
+            name = f"stage{stage}_block{number}"
+            stride = 2 if stage == 2 and number == 1 else 1
+            x = block(x, params[name], statistics[name], convs, stride, features)
+    x = np.maximum(x, 0).mean((1, 2))
+    logits = x @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, images), logits, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_a_vgg_network_is_its_layout_in_numpy() -> None:
+    model = VGGSmall(4, STE, widths=(2, 3, 4))
+    images = normal(2, 8, 8, 3)
+    variables = randomized(jax.eval_shape(lambda: model.init(KEY, images)))
+    params, statistics = variables["params"], variables["batch_stats"]
+
+    def hard_tanh_of_norm(x: np.ndarray, name: str) -> np.ndarray:
+        return np.clip(norm(x, params[name], statistics[name]), -1, 1)
+
+    x = hard_tanh_of_norm(conv(images, params["stem"]["kernel"]), "stem_norm")
+    for i in range(2, 7):
+        x = binary_conv(x, params[f"conv{i}"])
+        if i % 2 == 0:
+            x = x.reshape(2, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4))
+        x = hard_tanh_of_norm(x, f"norm{i}")
+    logits = x.reshape(2, -1) @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, images), logits, rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(("stride", "features"), [(1, 3), (2, 3), (2, 8), (2, 6), (3, 4)])
+def test_the_shortcut_picks_pixels_and_adds_zero_channels_on_both_sides(
+    stride: int, features: int
+) -> None:
+    x = normal(2, 5, 4, 3)
+    before = (features - 3) // 2
+    expected = np.zeros((2, -(-5 // stride), -(-4 // stride), features), np.float32)
+    for i, j in np.ndindex(expected.shape[1:3]):
+        expected[:, i, j, before : before + 3] = x[:, i * stride, j * stride]
+    np.testing.assert_array_equal(option_a(x, features, stride), expected)
+
+
+@pytest.mark.parametrize("convs", [1, 2])
+def test_a_block_whose_weights_are_zero_is_its_shortcut(convs: int) -> None:
+    # The scale of zero weights is zero, so nothing but the shortcut is left.
+    layer = Block(6, 2, convs, STE, batch_norm(jnp.float32, None, train=False))
+    x = normal(2, 4, 4, 3)
+    call = functools.partial(layer.apply, train=False, progress=1.0)
+    variables = jax.eval_shape(lambda: layer.init(KEY, x, train=False, progress=1.0))
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32),
+        variables,
+    )
+    np.testing.assert_array_equal(jax.jit(call)(variables, x), option_a(x, 6, 2))
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The smallest network of the table with the method that has most to go wrong."""
+    model = build("resnet_digits", num_classes=3, method="fda")
+    images = normal(4, 4, 4, 1)
+    return model, randomized(jax.eval_shape(lambda: model.init(KEY, images))), images
+
+
+@pytest.fixture(scope="module")
+def train(network):
+    model = network[0]
+
+    def step(variables, images, progress):
+        return model.apply(
+            variables, images, train=True, progress=progress, mutable=["batch_stats"]
+        )
+
+    chex.clear_trace_counter()
+    return jax.jit(chex.assert_max_traces(step, n=1))
+
+
+@pytest.fixture(scope="module")
+def evaluate(network):
+    apply = functools.partial(network[0].apply, train=False, mutable=["batch_stats"])
+    return jax.jit(apply)
+
+
+def test_one_compilation_serves_a_whole_run(network, train) -> None:
+    _, variables, images = network
+    logits = [train(variables, images, progress)[0] for progress in (0.0, 0.25, 0.5, 1.0)]
+    # The noise of the forward pass does change with progress.
+    assert np.max(np.abs(logits[0] - logits[-1])) > 0
+
+
+def test_training_updates_the_running_statistics_with_momentum_0_9(network, train) -> None:
+    _, variables, images = network
+    statistics = train(variables, images, 0.3)[1]["batch_stats"]
+    old = variables["batch_stats"]
+    chex.assert_trees_all_equal_shapes_and_dtypes(statistics, old)
+    for new, before in zip(jax.tree.leaves(statistics), jax.tree.leaves(old), strict=True):
+        assert np.any(new != before)
+    seen = conv(images, variables["params"]["stem"]["kernel"]).mean((0, 1, 2))
+    np.testing.assert_allclose(
+        statistics["stem_norm"]["mean"], 0.9 * old["stem_norm"]["mean"] + 0.1 * seen, rtol=1e-4
+    )
+
+
+def test_evaluation_changes_nothing_and_is_deterministic(network, evaluate) -> None:
+    _, variables, images = network
+    first, updates = evaluate(variables, images)
+    np.testing.assert_array_equal(first, evaluate(variables, images)[0])
+    chex.assert_trees_all_equal(updates["batch_stats"], variables["batch_stats"])
+    assert first.dtype == jnp.float32
+    assert first.shape == (4, 3)
+
+
+def test_the_logits_of_an_image_do_not_depend_on_its_batch(network, evaluate) -> None:
+    _, variables, images = network
+    logits = evaluate(variables, images)[0]
+    mixed = np.stack([images[2], images[0], 9 * images[1], images[2]])
+    moved = evaluate(variables, mixed)[0][1]
+    np.testing.assert_allclose(moved, logits[0], rtol=1e-5, atol=1e-5)
+    assert np.max(np.abs(logits[0] - logits[2])) > 1e-3
+
+
+def test_inference_needs_no_progress_and_no_noise_module(network, evaluate) -> None:
+    model, variables, images = network
+    default = evaluate(variables, images)[0]
+    broken = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * np.nan if path[-1].key in ("w1", "w2") else leaf, variables
+    )
+    assert np.any([np.isnan(leaf).any() for leaf in jax.tree.leaves(broken)])
+    explicit = jax.jit(lambda v, p: model.apply(v, images, train=False, progress=p))
+    for progress in (1.0, 0.0):
+        np.testing.assert_allclose(explicit(broken, progress), default, rtol=1e-6, atol=1e-6)
+
+
+def test_training_at_progress_1_uses_pure_signs(network, train, evaluate) -> None:
+    # With the running statistics of the batch itself, training and inference then agree.
+    _, variables, images = network
+    logits, updates = train(variables, images, 1.0)
+    batch = jax.tree.map(
+        lambda new, old: (new - np.float32(0.9) * old) / np.float32(0.1),
+        dict(updates["batch_stats"]),
+        dict(variables["batch_stats"]),
+    )
+    inference = evaluate({**variables, "batch_stats": batch}, images)[0]
+    np.testing.assert_allclose(inference, logits, rtol=0.02, atol=0.02 * np.max(np.abs(logits)))
+
+
+def test_bfloat16_networks_keep_float32_parameters_and_logits() -> None:
+    images = normal(2, 4, 4, 1)
+    model = build("resnet_digits", num_classes=3, method="fda", dtype=jnp.bfloat16)
+    variables = jax.eval_shape(lambda: model.init(KEY, images))
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    logits = jax.eval_shape(lambda v: model.apply(v, images, train=False), variables)
+    assert logits.dtype == jnp.float32
+    text = str(jax.make_jaxpr(lambda v: model.apply(v, images, train=False))(variables))
+    convolutions = [line for line in text.splitlines() if "conv_general_dilated[" in line]
+    assert len(convolutions) == 5
+    assert all(":bf16[" in line for line in convolutions)
+
+
+def test_knobs_reach_the_method_of_the_network() -> None:
+    model = build("resnet_digits", num_classes=3, method="fda", omega=0.25, noise="none")
+    assert model.method == make_method("fda", omega=0.25, noise="none")
+    assert build("resnet_digits", num_classes=3, method=STE).method is STE
+
+
+@pytest.mark.parametrize(
+    ("name", "knobs", "message"),
+    [
+        ("resnet21", {}, r"no network 'resnet21' \(did you mean 'resnet20'\?\)"),
+        ("resnet20", {"method": "fdaa"}, r"no method 'fdaa' \(did you mean 'fda'\?\)"),
+        ("resnet20", {"omegas": 1.0}, r"no knob 'omegas' \(did you mean 'omega'\?\)"),
+        ("resnet20", {"num_classes": 1}, "num_classes is 1.*at least 2"),
+        ("resnet20", {"omega": -1.0}, r"omega is -1\.0"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_the_remedy(name, knobs, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(name, **{"num_classes": 10, **knobs})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_images_of_a_wrong_rank_or_type_are_refused_with_the_remedy(name: str) -> None:
+    model = build(name, num_classes=2, method="ste")
+    with pytest.raises(ValueError, match=r"shape \(8, 8, 1\).*images\[None\]"):
+        jax.eval_shape(lambda: model.init(KEY, jnp.zeros((8, 8, 1))))
+    with pytest.raises(ValueError, match=r"uint8.*fda_jax\.data\.normalize"):
+        jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, 8, 8, 1), jnp.uint8)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_images_too_small_for_a_network_are_refused_and_the_smallest_run(name: str) -> None:
+    side = MODELS[name].min_side
+    check_image_shape(name, (side, side, 1))
+    model = build(name, num_classes=2, method="ste")
+    images = jnp.zeros((1, side, side, 1))
+    logits = jax.eval_shape(lambda: model.init_with_output(KEY, images)[0])
+    assert logits.shape == (1, 2)
+    for shape in [(side - 1, 64, 3), (64, side - 1, 3), (side, side)]:
+        with pytest.raises(ValueError, match=f"do not fit {name}.*at least {side} pixels: choose"):
+            check_image_shape(name, shape)
+
+
+def test_an_unknown_network_has_no_image_shape() -> None:
+    with pytest.raises(ValueError, match="did you mean 'vgg_small'"):
+        check_image_shape("vgg_smal", (32, 32, 3))
+
+
+def test_the_table_of_networks_is_read_only() -> None:
+    with pytest.raises(TypeError):
+        MODELS["mine"] = MODELS["resnet20"]

@@ -1,0 +1,139 @@
+"""How many parameters each network holds: exact numbers, derived here by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fda_jax.layers import METHODS
+from fda_jax.models import MODELS, ParameterCount, build, count_parameters
+from fda_jax.models.summary import GROUPS, group_labels, parameter_group
+
+KEY = jax.random.key(0)
+# (height, width, channels) and classes: CIFAR-10, and 8x8 digits.
+CIFAR, DIGITS = ((32, 32, 3), 10), ((8, 8, 1), 10)
+# Binary 3x3 convolutions as (channels in, channels out).
+RESNET20 = (
+    [(16, 16)] * 6 + [(16, 32)] + [(32, 32)] * 5 + [(32, 64)] + [(64, 64)] * 5,
+    CIFAR,
+)
+RESNET_DIGITS = ([(32, 32)] * 2 + [(32, 64), (64, 64)], DIGITS)
+VGG_SMALL = ([(128, 128), (128, 256), (256, 256), (256, 512), (512, 512)], CIFAR)
+LAYERS = {
+    "resnet20": RESNET20,
+    "resnet20_bireal": RESNET20,
+    "resnet_digits": RESNET_DIGITS,
+    "vgg_small": VGG_SMALL,
+}
+# Weights of the binary convolutions; the rest; parameters of FDA's noise modules.
+TABLE = {
+    "resnet20": (267_264, 2_476, 74_304),
+    "resnet20_bireal": (267_264, 2_476, 74_304),
+    "resnet_digits": (73_728, 1_390, 18_944),
+    "vgg_small": (4_571_136, 88_970, 1_091_584),
+}
+
+
+@functools.cache
+def shapes(name: str, method: str):
+    (image, classes) = LAYERS[name][1]
+    model = build(name, num_classes=classes, method=method)
+    return jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, *image))))["params"]
+
+
+def by_arithmetic(name: str) -> tuple[int, int, int]:
+    convs, (image, classes) = LAYERS[name]
+    binary = sum(9 * c_in * c_out for c_in, c_out in convs)
+    first, last = convs[0][0], convs[-1][1]
+    # The stem has no bias; a batch normalisation has a scale and a bias for each channel.
+    real = 9 * image[2] * first + 2 * first + sum(2 * c_out for _, c_out in convs)
+    if name == "vgg_small":
+        # The image is halved three times and then flattened.
+        real += last * (image[0] // 8) * (image[1] // 8) * classes + classes
+    else:
+        # One PReLU slope a convolution; the classifier sees the mean over pixels.
+        real += len(convs) + last * classes + classes
+
+    def noise(d: int) -> int:
+        return 2 * d * (d // 64 if d >= 64 else d // 4)
+
+    return binary, real, sum(noise(9 * c_in) + noise(c_in) for c_in, _ in convs)
+
+
+def test_every_network_is_in_the_table() -> None:
+    assert TABLE.keys() == LAYERS.keys() == MODELS.keys()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_table_follows_from_the_list_of_layers(name: str) -> None:
+    assert TABLE[name] == by_arithmetic(name)
+
+
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("method", ["fda", "ste", "full_precision"])
+def test_parameter_counts_are_exact(name: str, method: str) -> None:
+    binary, real, noise = TABLE[name]
+    expected = {
+        "fda": ParameterCount(binary, real, noise),
+        "ste": ParameterCount(binary, real, 0),
+        "full_precision": ParameterCount(0, binary + real, 0),
+    }
+    assert count_parameters(shapes(name, method)) == expected[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_initialises_a_network(method: str) -> None:
+    params = shapes("resnet_digits", method)
+    count = count_parameters(params)
+    assert count.binary in (0, 73_728)
+    assert count.binary + count.real == 73_728 + 1_390
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_first_and_the_last_layer_are_real(name: str) -> None:
+    params = shapes(name, "fda")
+    assert params["stem"].keys() == {"kernel"}
+    assert params["classifier"].keys() == {"kernel", "bias"}
+    labels = group_labels(params)
+    assert set(jax.tree.leaves(labels["stem"])) == {"real"}
+    assert set(jax.tree.leaves(labels["classifier"])) == {"real"}
+    # Nothing but them is a real convolution or matrix.
+    others = {k: v for k, v in labels.items() if k not in ("stem", "classifier")}
+    assert "real" not in jax.tree.leaves(others)
+    assert jax.tree.leaves(others).count("binary") == len(LAYERS[name][0])
+
+
+@pytest.mark.parametrize(
+    ("path", "group"),
+    [
+        (("stage1_block1", "conv1", "latent_kernel"), "binary"),
+        (("stage1_block1", "conv1", "weight", "noise", "w1"), "noise"),
+        (("stage1_block1", "conv1", "activation", "noise", "w2"), "noise"),
+        (("stage1_block1", "norm1", "scale"), "norm"),
+        (("stem_norm", "bias"), "norm"),
+        (("stage1_block1", "prelu1", "negative_slope"), "prelu"),
+        (("stem", "kernel"), "real"),
+        (("classifier", "bias"), "real"),
+        (("kernel",), "real"),
+    ],
+)
+def test_a_parameter_has_the_group_its_path_says(path: tuple[str, ...], group: str) -> None:
+    assert parameter_group(path) == group
+    assert group in GROUPS
+
+
+def test_the_bireal_form_differs_in_shortcuts_alone() -> None:
+    plain, bireal = shapes("resnet20", "fda"), shapes("resnet20_bireal", "fda")
+
+    def sorted_shapes(params) -> list:
+        return sorted(leaf.shape for leaf in jax.tree.leaves(params))
+
+    def blocks(params) -> int:
+        return sum("block" in name for name in params)
+
+    assert sorted_shapes(plain) == sorted_shapes(bireal)
+    assert (blocks(plain), blocks(bireal)) == (9, 18)
+    assert np.all(["conv2" in block for name, block in plain.items() if "block" in name])

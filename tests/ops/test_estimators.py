@@ -1,0 +1,281 @@
+"""Laws of every rule: its slope is the derivative of its twin, and nothing else is new.
+
+A new rule of `ESTIMATORS` is tested by being there; only its slope in plain Python is asked for.
+"""
+
+import dataclasses
+import functools
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fda_jax.ops import ESTIMATORS, ClippedSTE, Fourier, binarize
+
+RULES = [
+    *(make() for make in ESTIMATORS.values()),
+    Fourier(window=math.inf),
+    Fourier(omega=0.3, num_terms_start=2, num_terms_end=5),
+    # A power of two, so that the edge is the same number in float32.
+    ClippedSTE(window=0.5),
+]
+PROGRESS = (0.0, 0.37, 1.0)
+SIZE = 256
+every_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
+
+
+def fourier_slope(rule: Fourier, x: float, progress: float) -> float:
+    """Eq. 10 as a sum, with as many terms as setting 3 asks for."""
+    stages = rule.num_terms_end - rule.num_terms_start + 1
+    num_terms = rule.num_terms_start + min(int(progress * stages), stages - 1)
+    if abs(x) > rule.window:
+        return 0.0
+    terms = (math.cos((2 * i + 1) * rule.omega * x) for i in range(num_terms))
+    return 4 * rule.omega / math.pi * math.fsum(terms)
+
+
+# Slopes in plain Python: (rule, x, progress) -> float.
+SLOPES = {
+    "fourier": fourier_slope,
+    "identity": lambda rule, x, progress: 1.0,
+    "clipped_ste": lambda rule, x, progress: 1.0 if abs(x) <= rule.window else 0.0,
+    "approx_sign": lambda rule, x, progress: 2 - 2 * abs(x) if abs(x) <= 1 else 0.0,
+}
+
+
+def points(rule) -> np.ndarray:
+    """Points on both sides of every kink, but 1e-3 away from each."""
+    x = np.concatenate([np.linspace(-3, 3, 241), [-40.0, -7.3, 9.1, 31.4]])
+    kinks = [0.0, 1.0, getattr(rule, "window", 1.0)]
+    return x[np.all([np.abs(np.abs(x) - kink) > 1e-3 for kink in kinks], axis=0)]
+
+
+def cotangents(shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=shape).astype(np.float32)
+
+
+@functools.cache
+def compiled(rule):
+    """Value and both gradients of a rule; compiled once, for arrays of `SIZE`."""
+
+    def both(x, g, progress):
+        value, pullback = jax.vjp(lambda x, progress: binarize(x, rule, progress), x, progress)
+        return value, *pullback(g)
+
+    return jax.jit(both)
+
+
+def run(rule, x, g, progress) -> tuple[np.ndarray, np.ndarray, float]:
+    """(value, gradient of x, gradient of progress) at float32 points of any number <= `SIZE`."""
+    padded = np.full((2, SIZE), 0.5, np.float32)
+    padded[0, : len(x)], padded[1, : len(x)] = x, g
+    value, gradient, of_progress = compiled(rule)(*padded, np.float32(progress))
+    return np.asarray(value)[: len(x)], np.asarray(gradient)[: len(x)], float(of_progress)
+
+
+def test_every_rule_has_a_slope_in_plain_python() -> None:
+    assert SLOPES.keys() == ESTIMATORS.keys()
+
+
+@every_rule
+def test_the_forward_pass_is_exactly_two_valued(rule) -> None:
+    x = np.concatenate([points(rule), [0.0, -0.0, np.inf, -np.inf]]).astype(np.float32)
+    for progress in PROGRESS:
+        value = run(rule, x, 1.0, progress)[0]
+        np.testing.assert_array_equal(value, np.where(x > 0, 1.0, -1.0))
+
+
+@every_rule
+def test_backward_is_the_derivative_of_the_twin(rule) -> None:
+    x = points(rule).astype(np.float32)
+    g = cotangents(x.shape)
+    twin = jax.jit(lambda x, g, progress: jax.vjp(lambda x: rule.twin(x, progress), x)[1](g)[0])
+    for progress in PROGRESS:
+        expected = np.asarray(twin(x, g, progress))
+        ours = run(rule, x, g, progress)[1]
+        atol = 1e-6 * np.max(np.abs(expected))
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
+
+
+@every_rule
+def test_the_slope_is_the_numerical_derivative_of_the_twin(rule) -> None:
+    step = 1e-6
+    with jax.enable_x64(True):
+        x = jnp.asarray(points(rule))
+        assert x.dtype == jnp.float64
+
+        @jax.jit
+        def both(x, progress):
+            rise = rule.twin(x + step, progress) - rule.twin(x - step, progress)
+            return rise / (2 * step), rule.slope(x, progress)
+
+        for progress in PROGRESS:
+            numerical, slope = both(x, progress)
+            np.testing.assert_allclose(numerical, slope, rtol=0, atol=1e-8)
+
+
+@every_rule
+def test_the_slope_is_the_formula_of_its_paper(rule) -> None:
+    names = [name for name, make in ESTIMATORS.items() if type(rule) is make]
+    formula = np.vectorize(SLOPES[names[0]], otypes=[float], excluded=[0])
+    # The edge of a window belongs to it.
+    edge = getattr(rule, "window", 1.0)
+    edges = [edge, -edge] if math.isfinite(edge) else []
+    x = np.concatenate([points(rule), [0.0], edges]).astype(np.float32)
+    for progress in PROGRESS:
+        expected = formula(rule, x.astype(np.float64), progress)
+        slope = run(rule, x, 1.0, progress)[1]
+        np.testing.assert_allclose(slope, expected, rtol=0, atol=2e-5 * np.max(expected))
+
+
+@every_rule
+def test_the_backward_pass_is_linear_in_the_cotangent(rule) -> None:
+    x = points(rule).astype(np.float32)
+    first, second = cotangents((2, len(x)))
+    together = run(rule, x, 3 * first - second, 0.37)[1]
+    apart = 3 * run(rule, x, first, 0.37)[1] - run(rule, x, second, 0.37)[1]
+    np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
+
+
+@every_rule
+def test_not_a_number_goes_through_in_both_directions(rule) -> None:
+    value, gradient, _ = run(rule, [np.nan, 0.3, 40.0], [1.0, np.nan, np.nan], 1.0)
+    np.testing.assert_array_equal(np.isnan(value), [True, False, False])
+    # Beyond a window too: 0 times NaN is NaN.
+    np.testing.assert_array_equal(np.isnan(gradient[1:]), True)
+
+
+@every_rule
+def test_the_gradient_of_sixteen_bit_inputs_is_computed_in_float32_and_cast(rule) -> None:
+    x = jnp.asarray(points(rule)).astype(jnp.bfloat16)
+    g = jnp.asarray(cotangents(x.shape)).astype(jnp.bfloat16)
+
+    @jax.jit
+    def narrow_and_wide(x, g):
+        value, pullback = jax.vjp(lambda x: binarize(x, rule, 0.37), x)
+        wide = jnp.float32
+        slope = rule.slope(x.astype(wide), jnp.float32(0.37))
+        return value, pullback(g)[0], g.astype(wide) * slope
+
+    value, gradient, expected = narrow_and_wide(x, g)
+    assert value.dtype == gradient.dtype == jnp.bfloat16
+    chex.assert_trees_all_equal(gradient, expected.astype(jnp.bfloat16))
+
+
+@every_rule
+def test_transformations_do_not_change_the_gradient(rule) -> None:
+    x = points(rule)[:240].reshape(3, -1).astype(np.float32)
+    g = cotangents(x.shape)
+    progress = 0.37
+
+    def scalar(x, g):
+        return jnp.sum(g * binarize(x, rule, progress))
+
+    def scanned(x, g):
+        return jax.lax.scan(lambda s, xs: (s + scalar(*xs), None), 0.0, (x, g))[0]
+
+    @jax.jit
+    def every_way(x, g):
+        gradient = jax.grad(scalar)
+        return (
+            gradient(x, g),
+            jax.vmap(gradient)(x, g),
+            jax.vmap(jax.vmap(gradient))(x, g),
+            jax.grad(lambda x: jax.vmap(scalar)(x, g).sum())(x),
+            jax.grad(scanned)(x, g),
+            jax.grad(jax.checkpoint(scalar))(x, g),
+        )
+
+    plain = run(rule, x.ravel(), g.ravel(), progress)[1].reshape(x.shape)
+    atol = 1e-6 * np.max(np.abs(plain))
+    for gradient in every_way(x, g):
+        np.testing.assert_allclose(gradient, plain, rtol=0, atol=atol)
+
+
+@every_rule
+def test_forward_mode_is_refused(rule) -> None:
+    with pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(lambda x: binarize(x, rule), (jnp.ones(2),), (jnp.ones(2),))
+
+
+@every_rule
+def test_one_trace_serves_a_whole_run(rule) -> None:
+    chex.clear_trace_counter()
+
+    def gradient(x, progress):
+        return jax.vjp(lambda x: binarize(x, rule, progress), x)[1](x)
+
+    once = jax.jit(chex.assert_max_traces(gradient, n=1))
+    for progress in np.linspace(0, 1, 12):
+        once(jnp.ones(()), progress)
+
+
+@every_rule
+def test_progress_gets_no_gradient(rule) -> None:
+    assert run(rule, points(rule), 1.0, 0.4)[2] == 0
+
+
+@every_rule
+def test_rules_are_equal_by_value_and_frozen(rule) -> None:
+    copy = dataclasses.replace(rule)
+    assert copy is not rule
+    assert copy == rule
+    assert hash(copy) == hash(rule)
+    for field in dataclasses.fields(rule):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(rule, field.name, 1)
+
+
+def test_rules_with_other_settings_are_other_rules() -> None:
+    assert len({*RULES}) == len(RULES)
+    assert Fourier() != Fourier(omega=0.2)
+
+
+@pytest.mark.parametrize(
+    ("rule", "first", "last"),
+    [
+        pytest.param(Fourier(num_terms_start=10, num_terms_end=10), 10, 10, id="setting 1"),
+        pytest.param(Fourier(num_terms_start=2), 2, 19, id="setting 2"),
+        pytest.param(Fourier(), 10, 19, id="setting 3"),
+    ],
+)
+def test_every_number_of_terms_has_an_equal_share_of_the_run(
+    rule: Fourier, first: int, last: int
+) -> None:
+    stages = last - first + 1
+    # The middle of each of 100 intervals a stage, so that no float32 rounding is at stake.
+    progress = (np.arange(100 * stages) + 0.5) / (100 * stages)
+    counts = np.asarray(rule.num_terms(progress))
+    np.testing.assert_array_equal(counts, np.repeat(np.arange(first, last + 1), 100))
+    assert rule.num_terms(0.0) == first
+    assert rule.num_terms(1.0) == last
+
+
+@pytest.mark.parametrize("progress", [-0.5, 1.5])
+def test_the_number_of_terms_stays_in_its_range(progress: float) -> None:
+    assert Fourier().num_terms(progress) == (10 if progress < 0 else 19)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"num_terms_start": 5, "num_terms_end": 4}, "num_terms_end is 4.*num_terms_end >= 5"),
+        ({"num_terms_start": 0}, "num_terms is 0.*>= 1"),
+        ({"omega": 0.0}, r"omega is 0\.0.*0\.1"),
+        ({"omega": math.nan}, r"omega is nan.*0\.1"),
+        ({"window": 0.0}, r"window is 0\.0.*inf"),
+        ({"window": math.nan}, "window is nan.*inf"),
+    ],
+)
+def test_fourier_refuses_settings_out_of_range(knobs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Fourier(**knobs)
+
+
+@pytest.mark.parametrize("window", [0.0, -1.0, math.nan])
+def test_a_clip_needs_a_window(window: float) -> None:
+    with pytest.raises(ValueError, match=rf"window is {window}.*use e\.g\. 1\.0"):
+        ClippedSTE(window)

@@ -1,0 +1,83 @@
+"""The noise adaptation module against hand-written float64 gradients."""
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from fda_jax.ops import SHORTCUTS, hidden_width, noise, noise_scale, shortcut
+
+SLOPE = 0.3
+ETA = {
+    "none": (lambda t: 0 * t, lambda t: 0 * t),
+    "linear": (lambda t: SLOPE * t, lambda t: SLOPE + 0 * t),
+    "sine": (lambda t: SLOPE * np.sin(t), lambda t: SLOPE * np.cos(t)),
+}
+
+
+@pytest.fixture(scope="module")
+def arrays() -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(
+        rng.normal(size=shape).astype(np.float32) for shape in [(7, 5), (5, 3), (3, 5), (7, 5)]
+    )
+
+
+def test_every_shortcut_is_tested() -> None:
+    assert ETA.keys() == set(SHORTCUTS)
+
+
+@pytest.mark.parametrize("kind", SHORTCUTS)
+def test_value_and_gradients_are_equations_13_and_15_to_17(kind: str, arrays) -> None:
+    value, gradients = jax.jit(
+        lambda t, w1, w2, g: (
+            noise(t, w1, w2, kind, SLOPE),
+            jax.vjp(lambda *args: noise(*args, kind, SLOPE), t, w1, w2)[1](g),
+        )
+    )(*arrays)
+    t, w1, w2, g = (array.astype(np.float64) for array in arrays)
+    eta, eta_slope = ETA[kind]
+    alive = t @ w1 > 0
+    assert 0.2 < alive.mean() < 0.8
+    hidden = (g @ w2.T) * alive
+    expected = (hidden @ w1.T + g * eta_slope(t), t.T @ hidden, np.maximum(t @ w1, 0).T @ g)
+    np.testing.assert_allclose(value, np.maximum(t @ w1, 0) @ w2 + eta(t), atol=1e-5)
+    chex.assert_trees_all_close(gradients, expected, atol=2e-5)
+
+
+def test_leading_axes_are_only_a_batch(arrays) -> None:
+    t, w1, w2, _ = arrays
+    deep = noise(np.stack([t, -t]), w1, w2, "sine", SLOPE)
+    np.testing.assert_allclose(deep[1], noise(-t, w1, w2, "sine", SLOPE), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", SHORTCUTS)
+def test_a_module_whose_weights_are_zero_is_its_shortcut(kind: str, arrays) -> None:
+    t, w1, w2, _ = arrays
+    np.testing.assert_allclose(noise(t, 0 * w1, w2, kind, SLOPE), ETA[kind][0](t), atol=1e-6)
+    np.testing.assert_array_equal(noise(t, w1, 0 * w2, kind, SLOPE), shortcut(t, kind, SLOPE))
+
+
+def test_an_unknown_shortcut_is_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="shortcut is 'cosine': use one of none, linear, sine"):
+        shortcut(np.ones(2), "cosine", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("features", "hidden"), [(1, 1), (3, 1), (16, 4), (63, 15), (64, 1), (144, 2), (576, 9)]
+)
+def test_the_hidden_layer_is_k_times_narrower_and_4_times_below_k(
+    features: int, hidden: int
+) -> None:
+    assert hidden_width(features, 64) == hidden
+
+
+def test_alpha_falls_from_its_start_to_exactly_zero() -> None:
+    progress = np.linspace(0, 1, 101)
+    alpha = np.asarray(noise_scale(progress, 0.1))
+    np.testing.assert_allclose(alpha, 0.05 * (1 + np.cos(np.pi * progress)), atol=1e-8)
+    assert np.all(np.diff(alpha) < 0)
+    np.testing.assert_allclose(noise_scale(0.0, 0.7), 0.7, rtol=1e-6)
+    np.testing.assert_allclose(noise_scale(0.5, 0.7), 0.35, rtol=1e-6)
+    assert noise_scale(1.0, 0.7) == 0.0
+    assert jax.jit(noise_scale)(1.0, 0.7) == 0.0

@@ -1,0 +1,141 @@
+"""Checkpoints come back as they were saved, or say what is wrong with them."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fda_jax.training.checkpoints import CheckpointError, Checkpoints
+from fda_jax.training.metrics import Metrics
+from fda_jax.training.state import TrainState
+
+OPTIMIZER = optax.sgd(0.1, 0.9)
+
+
+def a_state(seed=0, width=300, with_ema=False):
+    kernel = jax.random.normal(jax.random.key(seed), (width, 3))
+    params = {"conv": {"latent_kernel": kernel}, "dense": {"bias": jnp.zeros((2,))}}
+    return TrainState(
+        step=jnp.int32(7),
+        params=params,
+        batch_stats={"norm": {"mean": jnp.ones((3,))}},
+        opt_state=OPTIMIZER.init(params),
+        ema={"params": params} if with_ema else {},
+    )
+
+
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert np.asarray(a).dtype == np.asarray(b).dtype
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    store = Checkpoints(tmp_path / "checkpoints")
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("with_ema", [False, True])
+def test_a_checkpoint_comes_back_bit_for_bit(checkpoints, with_ema):
+    tree = (a_state(with_ema=with_ema), Metrics.zero())
+    checkpoints.save(7, tree, {"seconds": 1.5})
+    like = (a_state(seed=1, with_ema=with_ema), Metrics.zero())
+    restored, notes = checkpoints.restore(like, 7)
+    assert_same(restored, tree)
+    assert notes == {"seconds": 1.5}
+
+
+def test_the_last_and_the_best_are_kept_and_nothing_else(checkpoints):
+    for step, accuracy in ((1, 0.5), (2, None), (3, 0.8), (4, None), (5, None)):
+        checkpoints.save(step, a_state(step), {}, new_best=accuracy)
+    kept = sorted(int(path.name) for path in checkpoints.folder.iterdir())
+    assert kept == [3, 5]
+    assert checkpoints.latest_step() == 5
+    assert checkpoints.best_step() == 3
+
+
+def test_the_choice_of_last_and_best_survives_a_restart(checkpoints):
+    checkpoints.save(1, a_state(1), {}, new_best=0.9)
+    checkpoints.save(2, a_state(2), {})
+    again = Checkpoints(checkpoints.folder)
+    again.save(3, a_state(3), {})
+    assert (again.latest_step(), again.best_step()) == (3, 1)
+    again.close()
+
+
+def test_a_step_that_is_there_already_is_left_as_it_is(checkpoints):
+    checkpoints.save(1, a_state(1), {"seconds": 1})
+    checkpoints.save(1, a_state(2), {"seconds": 2})
+    restored, notes = checkpoints.restore(a_state(), 1)
+    assert_same(restored, a_state(1))
+    assert notes == {"seconds": 1}
+
+
+def test_a_checkpoint_of_another_network_is_refused_by_the_first_difference(checkpoints):
+    checkpoints.save(1, a_state(width=300), {})
+    with pytest.raises(CheckpointError, match="another network") as error:
+        checkpoints.restore(a_state(width=4), 1)
+    assert "float32[300, 3]" in str(error.value)
+    assert "float32[4, 3]" in str(error.value)
+    assert "--workdir" in str(error.value)
+
+
+def test_a_missing_part_and_another_dtype_are_another_network_too(checkpoints):
+    checkpoints.save(1, a_state(), {})
+    with pytest.raises(CheckpointError, match="nothing"):
+        checkpoints.restore(a_state(with_ema=True), 1)
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), a_state())
+    with pytest.raises(CheckpointError, match="bfloat16"):
+        checkpoints.restore(half, 1)
+
+
+def test_every_file_of_a_checkpoint_cut_short_or_altered_is_noticed_or_harmless(tmp_path):
+    store = Checkpoints(tmp_path / "whole")
+    tree = a_state()
+    store.save(1, tree, {})
+    store.close()
+    noticed = 0
+    files = [path.relative_to(store.folder) for path in store.folder.rglob("*") if path.is_file()]
+    for number, name in enumerate(files):
+        for kind in ("cut", "altered"):
+            folder = tmp_path / f"{kind}{number}"
+            shutil.copytree(store.folder, folder)
+            content = (folder / name).read_bytes()
+            middle = len(content) // 2
+            if kind == "cut":
+                content = content[:middle]
+            else:
+                content = content[:middle] + bytes(b ^ 0x55 for b in content[middle:])
+            (folder / name).write_bytes(content)
+            try:
+                damaged = Checkpoints(folder)
+                restored, _ = damaged.restore(a_state(seed=1), 1)
+                damaged.close()
+                assert_same(restored, tree)  # a file that holds nothing of ours
+            except CheckpointError as error:
+                noticed += 1
+                assert str(folder) in str(error)
+                assert "--workdir" in str(error)
+    assert noticed >= 4
+
+
+def test_a_full_disk_is_reported_and_the_checkpoints_before_it_are_untouched(
+    checkpoints, monkeypatch
+):
+    checkpoints.save(1, a_state(1), {})
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints._manager, "save", full)
+    with pytest.raises(CheckpointError, match="No space left on device") as error:
+        checkpoints.save(2, a_state(2), {})
+    assert "free some space" in str(error.value)
+    restored, _ = Checkpoints(checkpoints.folder).restore(a_state(), 1)
+    assert_same(restored, a_state(1))

@@ -1,0 +1,44 @@
+"""The loss and the metrics against NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fda_jax.training.losses import cross_entropy
+from fda_jax.training.metrics import Metrics
+
+LOGITS = np.array([[1.0, 2.0, -1.0], [0.5, 0.1, 0.2], [3.0, -2.0, 0.0]])
+LABELS = np.array([1, 2, 0])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_the_mean_log_likelihood_of_smoothed_targets(smoothing):
+    log_p = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
+    targets = np.eye(3)[LABELS] * (1 - smoothing) + smoothing / 3
+    wanted = -(targets * log_p).sum(-1)
+    got = cross_entropy(jnp.array(LOGITS), jnp.array(LABELS), label_smoothing=smoothing)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+def test_padding_counts_nowhere():
+    logits, labels = jnp.array(LOGITS), jnp.array([1, -1, 0])
+    losses = cross_entropy(logits, labels, label_smoothing=0.0)
+    metrics = Metrics.of_batch(losses, logits, labels)
+    assert int(metrics.count) == 2
+    assert int(metrics.correct) == 2
+    assert float(metrics.loss) == pytest.approx(float(losses[0] + losses[2]))
+
+
+def test_merging_two_batches_equals_the_metrics_of_both():
+    logits, labels = jnp.array(LOGITS), jnp.array(LABELS)
+    losses = cross_entropy(logits, labels, label_smoothing=0.0)
+    whole = Metrics.of_batch(losses, logits, labels)
+    parts = Metrics.of_batch(losses[:1], logits[:1], labels[:1]).merge(
+        Metrics.of_batch(losses[1:], logits[1:], labels[1:])
+    )
+    assert parts.means() == pytest.approx(whole.means())
+    assert whole.means()["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_the_metrics_of_nothing_are_nan():
+    assert np.isnan(Metrics.zero().means()["accuracy"])

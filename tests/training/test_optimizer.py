@@ -1,0 +1,134 @@
+"""Schedules against their formulas, optimizers against NumPy."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fda_jax.training.optimizer import make_optimizer, make_schedule
+
+BASE = {"learning_rate": 0.1, "total_steps": 100, "warmup_steps": 0}
+SGD = {
+    "name": "sgd",
+    "schedule": lambda step: 0.1,
+    "momentum": 0.9,
+    "nesterov": False,
+    "weight_decay": 0.01,
+    "decay_groups": ("binary", "real"),
+    "clip_norm": 0.0,
+}
+PARAMS = {
+    "conv1": {"latent_kernel": jnp.array([1.0, -2.0])},
+    "norm1": {"scale": jnp.array([3.0])},
+    "prelu1": {"negative_slope": jnp.array([0.25])},
+    "classifier": {"kernel": jnp.array([0.5]), "bias": jnp.array([0.1])},
+}
+
+
+def test_cosine_falls_from_the_rate_to_zero():
+    schedule = make_schedule(schedule="cosine", **BASE)
+    for step in (0, 1, 37, 99, 100):
+        wanted = 0.05 * (1 + math.cos(math.pi * step / 100))
+        assert float(schedule(step)) == pytest.approx(wanted, abs=1e-7)
+
+
+def test_warm_up_rises_in_a_line_and_the_cosine_takes_the_rest():
+    schedule = make_schedule(schedule="cosine", **{**BASE, "warmup_steps": 20})
+    assert float(schedule(0)) == 0.0
+    assert float(schedule(10)) == pytest.approx(0.05)
+    assert float(schedule(20)) == pytest.approx(0.1)
+    assert float(schedule(60)) == pytest.approx(0.05, abs=1e-6)
+    assert float(schedule(100)) == pytest.approx(0.0, abs=1e-7)
+
+
+def test_linear_step_and_constant():
+    linear = make_schedule(schedule="linear", **BASE)
+    assert float(linear(25)) == pytest.approx(0.075)
+    step = make_schedule(
+        schedule="step", boundaries=(50, 75), factor=0.1, **{**BASE, "warmup_steps": 10}
+    )
+    got = [float(step(at)) for at in (49, 51, 74, 76)]
+    np.testing.assert_allclose(got, [0.1, 0.01, 0.01, 0.001], rtol=1e-6)
+    assert float(make_schedule(schedule="constant", **BASE)(99)) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"schedule": "cosin"}, "cosine, linear, step, constant"),
+        ({"learning_rate": 0.0}, "optimizer.learning_rate is 0.0"),
+        ({"warmup_steps": 100}, "100 steps"),
+        ({"schedule": "step"}, "optimizer.boundary_epochs"),
+        ({"schedule": "step", "boundaries": (5, 3)}, "ascending"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(change, word):
+    with pytest.raises(ValueError, match="set --config") as error:
+        make_schedule(**{"schedule": "cosine", **BASE, **change})
+    assert word in str(error.value)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_pytorchs_momentum_with_decay_in_the_gradient(nesterov):
+    optimizer = make_optimizer(**{**SGD, "nesterov": nesterov})
+    params, state = PARAMS, optimizer.init(PARAMS)
+    w, velocity = np.array([1.0, -2.0]), np.zeros(2)
+    for step in range(4):
+        grads = jax.tree.map(lambda p, s=step: jnp.full_like(p, 0.3 * (s + 1)), params)
+        updates, state = optimizer.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        gradient = 0.3 * (step + 1) + 0.01 * w
+        velocity = 0.9 * velocity + gradient
+        w = w - 0.1 * (gradient + 0.9 * velocity if nesterov else velocity)
+    np.testing.assert_allclose(params["conv1"]["latent_kernel"], w, rtol=1e-6)
+
+
+def test_weight_decay_reaches_the_named_groups_alone():
+    optimizer = make_optimizer(**SGD)
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    updates, _ = optimizer.update(zero, optimizer.init(PARAMS), PARAMS)
+    moved = jax.tree.map(lambda update: bool(jnp.any(update != 0)), updates)
+    assert moved == {
+        "conv1": {"latent_kernel": True},
+        "norm1": {"scale": False},
+        "prelu1": {"negative_slope": False},
+        "classifier": {"kernel": True, "bias": True},
+    }
+
+
+def test_adam_decays_through_the_gradient_and_adamw_past_it():
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    settings = {**SGD, "weight_decay": 0.5}
+    for name, wanted in (("adam", [-0.1, 0.1]), ("adamw", [-0.05, 0.1])):
+        optimizer = make_optimizer(**{**settings, "name": name})
+        updates, _ = optimizer.update(zero, optimizer.init(PARAMS), PARAMS)
+        got = updates["conv1"]["latent_kernel"]
+        np.testing.assert_allclose(got, wanted, rtol=1e-4)
+
+
+def test_clipping_bounds_the_global_norm_of_the_gradient():
+    optimizer = make_optimizer(
+        **{**SGD, "clip_norm": 1.0, "weight_decay": 0.0, "momentum": 0.0}
+    )
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 100.0), PARAMS)
+    updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+    norm = math.sqrt(sum(float(jnp.sum(u**2)) for u in jax.tree.leaves(updates)))
+    assert norm == pytest.approx(0.1, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"name": "sdg"}, "sgd, adam, adamw"),
+        ({"decay_groups": ("binaries",)}, "'binaries'"),
+        ({"weight_decay": -1.0}, "optimizer.weight_decay is -1.0"),
+        ({"momentum": 1.0}, "optimizer.momentum is 1.0"),
+        ({"clip_norm": -2.0}, "optimizer.clip_norm is -2.0"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_is_refused(change, word):
+    with pytest.raises(ValueError, match="set --config") as error:
+        make_optimizer(**{**SGD, **change})
+    assert word in str(error.value)
