@@ -71,4 +71,5 @@ def sine(theta: jax.Array) -> jax.Array:
 @sine.defjvp
 def _sine_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (theta,), (tangent,) = primals, tangents
-    return sine(theta), sine(theta + np.pi / 2).astype(theta.dtype) * tangent
+    wide = theta.astype(jnp.promote_types(theta.dtype, jnp.float32))
+    return sine(theta), sine(wide + np.pi / 2).astype(theta.dtype) * tangent

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
+import shutil
+import signal
 
-import chex
 import jax
 import numpy as np
 import pytest
@@ -14,47 +16,10 @@ from fda_jax.experiment import setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import small_config
-
-# A run's clock differs from run to run; everything else must not.
-CLOCK = {"seconds", "images_per_second"}
-
+from tests.experiment.conftest import arrays, assert_same_run, rows
 
 class Killed(BaseException):
     """Stands for kill -9: nothing in the program catches it."""
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, compilation_cache):
-    """A run that was never stopped: its folder and what it returned."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    return folder, experiment.train(small_config(), folder)
-
-
-def arrays(folder, step=None):
-    """Every array of a checkpoint, the last one by default."""
-    progress = run_module._start(setup.build(small_config()))
-    store = Checkpoints(folder / "checkpoints")
-    step = step or store.latest_step()
-    tree, _ = store.restore((progress.state, progress.totals), step)
-    store.close()
-    return tree
-
-
-def rows(folder):
-    return [
-        {key: value for key, value in row.items() if key not in CLOCK}
-        for row in RunFolder(folder).metrics()
-    ]
-
-
-def assert_same_run(folder, other):
-    chex.assert_trees_all_equal(arrays(folder), arrays(other))
-    assert rows(folder) == rows(other)
-    one, two = (json.loads((path / "result.json").read_text()) for path in (folder, other))
-    for result in (one, two):
-        for key in CLOCK:
-            result.pop(key)
-    assert one == two
 
 
 def test_a_run_leaves_its_whole_story_in_its_folder(whole):
@@ -160,9 +125,6 @@ def test_a_run_stopped_by_a_signal_inside_an_epoch_ends_as_if_it_never_was(
     def advance_and_signal(self, progress, call, item):
         seconds = advance(self, progress, call, item)
         if call.step == 6:
-            import os
-            import signal
-
             os.kill(os.getpid(), signal.SIGTERM)
         return seconds
 
@@ -192,8 +154,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 def test_a_bad_checkpoint_folder_is_reported_and_nothing_is_lost(whole, tmp_path):
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder)
     (folder / "result.json").unlink()

@@ -1,0 +1,50 @@
+"""One small run that was never stopped, and what it means that another run equals it."""
+
+import json
+
+import chex
+import pytest
+
+from fda_jax import experiment
+from fda_jax.experiment import run as run_module
+from fda_jax.experiment import setup
+from fda_jax.experiment.folder import RunFolder
+from fda_jax.training.checkpoints import Checkpoints
+from tests.conftest import small_config
+
+# A run's clock differs from run to run; everything else must not.
+CLOCK = {"seconds", "images_per_second"}
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory, compilation_cache):
+    """A run that was never stopped: its folder and what it returned."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, experiment.train(small_config(), folder)
+
+
+def arrays(folder, step=None):
+    """Every array of a checkpoint, the last one by default."""
+    progress = run_module._start(setup.build(small_config()))
+    store = Checkpoints(folder / "checkpoints")
+    step = step or store.latest_step()
+    tree, _ = store.restore((progress.state, progress.totals), step)
+    store.close()
+    return tree
+
+
+def rows(folder):
+    return [
+        {key: value for key, value in row.items() if key not in CLOCK}
+        for row in RunFolder(folder).metrics()
+    ]
+
+
+def assert_same_run(folder, other):
+    chex.assert_trees_all_equal(arrays(folder), arrays(other))
+    assert rows(folder) == rows(other)
+    one, two = (json.loads((path / "result.json").read_text()) for path in (folder, other))
+    for result in (one, two):
+        for key in CLOCK:
+            result.pop(key)
+    assert one == two

@@ -1,0 +1,74 @@
+"""What a person sees: plain lines for a file, one line that moves for a terminal."""
+
+import io
+import struct
+
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from fda_jax.experiment.logs import TensorBoard, Terminal, duration
+
+MEANS = {"loss": 1.25, "accuracy": 0.5}
+
+
+def read_scalars(folder):
+    """The scalars of the one event file, read by the documented record format."""
+    (path,) = folder.glob("events.out.tfevents.*")
+    content, scalars, at = path.read_bytes(), {}, 0
+    while at < len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        event = Event.FromString(content[at + 12 : at + 12 + length])
+        at += 12 + length + 4
+        for value in event.summary.value:
+            scalars[value.tag, event.step] = value.simple_value
+    return scalars
+
+
+class Screen(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_file_gets_plain_lines_and_no_ticks():
+    out = io.StringIO()
+    terminal = Terminal(10, out=out)
+    terminal.tick(1, 1, MEANS)
+    terminal.tick(1, 3, MEANS)
+    terminal.epoch(1, 2, MEANS, MEANS, 5, 1234.5)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 1
+    assert "\x1b" not in lines[0]
+    for words in ("epoch 1/2", "loss 1.2500", "accuracy 50.00%", "1,234 images/s", "left"):
+        assert words in lines[0]
+
+
+def test_a_terminal_shows_each_step_on_a_line_that_the_next_overwrites():
+    out = Screen()
+    terminal = Terminal(10, out=out)
+    terminal.tick(1, 1, MEANS)
+    terminal.tick(1, 3, MEANS)
+    assert out.getvalue().count("\r") == 2
+    assert "step 3/10" in out.getvalue()
+    assert "\n" not in out.getvalue()
+
+
+def test_a_second_process_says_nothing():
+    out = Screen()
+    terminal = Terminal(10, is_writer=False, out=out)
+    terminal.tick(1, 1, MEANS)
+    terminal.line("hello")
+    assert out.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0s"), (59.4, "59s"), (185, "3m05s"), (7620, "2h07m")]
+)
+def test_a_length_of_time_is_said_as_a_person_says_it(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_tensorboard_gets_every_number_under_its_split(tmp_path):
+    board = TensorBoard(tmp_path, step=0)
+    board.write({"split": "test", "step": 5, "epoch": 1, "loss": 0.5, "accuracy": 0.75})
+    board.close()
+    assert read_scalars(tmp_path) == {("test/loss", 5): 0.5, ("test/accuracy", 5): 0.75}

@@ -1,0 +1,207 @@
+"""What cannot run is refused before anything is compiled, and nothing on disk is lost."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from fda_jax import data, experiment
+from fda_jax.experiment import setup
+from fda_jax.experiment.folder import RunFolder, WorkdirError
+from tests.conftest import REPOSITORY, small_config
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(monkeypatch):
+    """A refusal that comes after a compilation comes too late."""
+
+    def compiled(*_, **__):
+        raise AssertionError("something was compiled before the refusal")
+
+    monkeypatch.setattr(jax, "pmap", compiled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train.epochs": 0}, ["train.epochs is 0", "at least 1"]),
+        ({"train.batch_size": 30}, ["train.batch_size is 30", "4 devices", "28 or 32"]),
+        ({"train.batch_size": 2000}, ["train.batch_size is 2000", "1442 training examples"]),
+        ({"eval.batch_size": 1}, ["eval.batch_size is 1", "use 4"]),
+        ({"train.label_smoothing": 1.0}, ["train.label_smoothing is 1.0", "[0, 1)"]),
+        ({"train.ema_decay": -0.5}, ["train.ema_decay is -0.5"]),
+        ({"method.omega": 0.0}, ["omega is 0.0", "positive"]),
+        ({"method.omega": -1.0}, ["omega is -1.0", "positive"]),
+        ({"method.num_terms_start": 0}, ["num_terms is 0", "at least 1"]),
+        ({"method.num_terms_end": 5}, ["num_terms_end is 5", "10"]),
+        ({"method.noise": "sideways"}, ["'sideways'", "forward, backward"]),
+        ({"method.noise_shortcut": "cosine"}, ["'cosine'", "none, linear, sine"]),
+        ({"method.scale": "channel"}, ["'channel'", "none, layer, filter"]),
+        ({"method.name": "fad"}, ["'fad'", "'fda'"]),
+        ({"model.name": "resnet2"}, ["'resnet2'", "'resnet20'"]),
+        ({"model.name": "vgg_small"}, ["(8, 8, 1)", "vgg_small"]),
+        ({"model.dtype": "float8"}, ["'float8'", "float32, bfloat16"]),
+        ({"data.name": "digit"}, ["'digit'", "digits"]),
+        ({"data.name": "cifar10", "data.dir": "no/such"}, ["data_batch_1", "no/such"]),
+        ({"data.name": "folder:no/such"}, ["no/such"]),
+        ({"augment.crop_px": -1}, ["augment.crop_px is -1"]),
+        ({"optimizer.name": "sdg"}, ["'sdg'", "sgd, adam, adamw"]),
+        ({"optimizer.schedule": "cosin"}, ["'cosin'", "cosine"]),
+        ({"optimizer.warmup_epochs": 2.0}, ["warmup_epochs", "shorter"]),
+    ],
+)
+def test_a_value_that_cannot_run_is_named_with_its_limit(tmp_path, changes, words):
+    config = small_config(**changes)
+    with pytest.raises(experiment.USER_ERRORS) as error:
+        experiment.train(config, tmp_path / "run")
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("group", "key"),
+    [
+        ("method", "omgea"),
+        ("data", "folder"),
+        ("model", "depth"),
+        ("optimizer", "beta"),
+        ("augment", "rotate"),
+        ("train", "steps"),
+        ("eval", "size"),
+        ("checkpoint", "keep"),
+    ],
+)
+def test_an_unknown_key_of_any_group_is_refused_by_name(tmp_path, group, key):
+    config = small_config()
+    config[group][key] = 1
+    with pytest.raises(ValueError, match=key):
+        experiment.train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("group", setup.GROUPS)
+def test_a_missing_group_or_key_is_refused_by_name(tmp_path, group):
+    config = small_config()
+    if group not in ("method", "data"):
+        gone = sorted(config[group])[0]
+        with_gap = {**config, group: {k: v for k, v in config[group].items() if k != gone}}
+        with pytest.raises(ValueError, match=gone):
+            experiment.train(with_gap, tmp_path / "run")
+    del config[group]
+    with pytest.raises(ValueError, match=group):
+        experiment.train(config, tmp_path / "run")
+
+
+def test_a_method_argument_that_is_not_one_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'ste'"):
+        importlib.import_module("cifar10_resnet20").get_config("st")
+
+
+def test_labels_outside_the_class_count_are_refused():
+    with pytest.raises(data.DataError, match="10"):
+        data.check_labels(np.array([0, 10, 3], np.int32), 10, "digits")
+
+
+def test_a_folder_that_holds_another_run_is_refused_and_left_alone(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(small_config())
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(WorkdirError) as error:
+        experiment.train(small_config(**{"seed": 3, "method.omega": 0.2}), tmp_path / "run")
+    message = str(error.value)
+    assert "method.omega was 0.1 and is 0.2" in message
+    assert "seed was 0 and is 3" in message
+    assert "--workdir" in message
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_data_that_moved_are_no_other_configuration(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(small_config())
+    folder.claim(small_config(**{"data.dir": "elsewhere", "data.num_threads": 3}))
+
+
+def test_a_folder_with_checkpoints_of_nobody_is_refused(tmp_path):
+    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    with pytest.raises(WorkdirError, match=r"no config\.json"):
+        experiment.train(small_config(), tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WorkdirError, match="cannot be written"):
+        experiment.train(small_config(), tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is unwritable to the administrator")
+def test_a_folder_without_permission_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(WorkdirError, match="cannot be written"):
+        experiment.train(small_config(), tmp_path / "run")
+
+
+def test_a_damaged_configuration_file_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(WorkdirError, match=r"config\.json cannot be read"):
+        experiment.train(small_config(), tmp_path)
+
+
+def test_evaluating_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(WorkdirError, match="holds no run"):
+        experiment.evaluate(None, tmp_path)
+
+
+def test_a_full_disk_while_a_file_is_replaced_keeps_the_old_one(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.write("result.json", {"accuracy": 0.5})
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WorkdirError, match="No space left on device"):
+        folder.write("result.json", {"accuracy": 0.6})
+    assert folder.read("result.json") == {"accuracy": 0.5}
+
+
+def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append_metrics({"step": 1}, {"step": 2})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert folder.metrics() == [{"step": 1}, {"step": 2}]
+    folder.forget_after(1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n')
+    with pytest.raises(WorkdirError, match="line 1"):
+        folder.metrics()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config=configs/digits_resnet.py", "--config.train.epoch=3"], ["epoch", "epochs"]),
+        (["--config=configs/digits_resnet.py", "--config.train.epochs=many"], ["many"]),
+        (["--config=configs/digits_resnet.py:fad"], ["'fad'", "'fda'"]),
+        (["--config=configs/no.py"], ["configs/no.py"]),
+        (["--config=configs/digits_resnet.py", "extra"], ["extra", "--config.KEY"]),
+        ([], ["--config is missing"]),
+        (["--config=configs/digits_resnet.py", "--config.train.epochs=0"], ["train.epochs is 0"]),
+    ],
+)
+def test_the_command_line_refuses_in_words_and_with_a_failing_exit_code(tmp_path, flags, words):
+    done = subprocess.run(
+        [sys.executable, "train.py", f"--workdir={tmp_path / 'run'}", *flags],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert all(word in output for word in words), output
+    assert not (tmp_path / "run").exists()

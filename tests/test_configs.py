@@ -1,0 +1,68 @@
+"""Every configuration loads, builds what it says, and is explained by its header."""
+
+import ast
+import importlib
+import inspect
+
+import pytest
+
+from fda_jax import models
+from fda_jax.experiment import setup
+from fda_jax.layers import METHODS
+from tests.conftest import REPOSITORY
+
+NAMES = sorted(
+    path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "methods"
+)
+
+
+def keys(config, prefix=""):
+    found = set()
+    for key, value in config.items():
+        if hasattr(value, "items") and prefix + key != "method":
+            found |= keys(value, f"{prefix}{key}.")
+        else:
+            found.add(prefix + key)
+    return found
+
+
+def test_the_knobs_of_the_configurations_are_the_methods_own_with_their_defaults():
+    knobs = importlib.import_module("methods").KNOBS
+    assert set(knobs) == set(METHODS)
+    for name, row in METHODS.items():
+        defaults = {k: p.default for k, p in inspect.signature(row).parameters.items()}
+        assert knobs[name] == defaults, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", ["", *METHODS])
+def test_a_configuration_takes_every_method_and_adds_no_key(name, method):
+    module = importlib.import_module(name)
+    config = module.get_config(method)
+    base = importlib.import_module("base").get_config(method)
+    assert keys(config) == keys(base)
+    assert config.method.name == (method or "fda")
+    assert config.model.name in models.MODELS
+
+
+def test_the_recipe_of_the_paper_stands_in_the_base():
+    base = importlib.import_module("base").get_config()
+    assert (base.train.epochs, base.train.batch_size) == (400, 128)
+    optimizer = base.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.momentum) == ("sgd", 0.1, 0.9)
+    assert (optimizer.weight_decay, optimizer.schedule) == (1e-4, "cosine")
+    assert (base.method.num_terms_start, base.method.num_terms_end) == (10, 19)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "base"])
+def test_the_header_of_a_configuration_shows_its_command(name):
+    text = (REPOSITORY / "configs" / f"{name}.py").read_text()
+    header = ast.get_docstring(ast.parse(text)) or ""
+    assert f"python train.py --config=configs/{name}.py --workdir=" in header
+
+
+def test_the_digits_configuration_builds_an_experiment():
+    config = importlib.import_module("digits_resnet").get_config().to_dict()
+    built = setup.build(config)
+    assert built.plan.num_train + built.plan.num_test == 1797
+    assert built.dataset.image_shape_hwc == (8, 8, 1)
