@@ -2,19 +2,27 @@
 
 import difflib
 import os
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from fda_jax.data.digits import load_digits
 from fda_jax.data.errors import DataError
 from fda_jax.data.folder import load_folder
 from fda_jax.data.official import load_official
 from fda_jax.data.specs import SPECS
-from fda_jax.data.splits import Dataset
+from fda_jax.data.splits import ArraySplit, Dataset, Split
 from fda_jax.data.tfds_reader import load_tfds
 
 
 def load(
-    name: str, *, dir: str | os.PathLike[str], image_size: int = 224, num_threads: int = 8
+    name: str,
+    *,
+    dir: str | os.PathLike[str],
+    limit: int = 0,
+    image_size: int = 224,
+    num_threads: int = 8,
 ) -> Dataset:
     """Loads a data set.
 
@@ -23,6 +31,7 @@ def load(
             tensorflow-datasets prepared in `dir`; or "folder:PATH" for class folders of images,
             where a relative PATH starts at `dir`.
         dir: the data directory; "~" is the home folder.
+        limit: how many training examples to keep, evenly spaced, for a quick look; 0 keeps all.
         image_size: side of streamed images, pixels; small data sets keep their own size.
         num_threads: threads that decode images; 0 decodes in the consumer's own thread.
 
@@ -38,7 +47,11 @@ def load(
             f"image_size is {image_size} and num_threads {num_threads}; they must be at least 1 "
             "and at least 0."
         )
-    directory = Path(dir).expanduser()
+    dataset = _load_whole(name, Path(dir).expanduser(), image_size, num_threads)
+    return dataset if limit == 0 else replace(dataset, train=_limited(dataset.train, limit))
+
+
+def _load_whole(name: str, directory: Path, image_size: int, num_threads: int) -> Dataset:
     kind, separator, rest = name.partition(":")
     if separator and kind == "tfds" and rest:
         return load_tfds(rest, directory, image_size=image_size, num_threads=num_threads)
@@ -48,6 +61,16 @@ def load(
     if name not in SPECS:
         raise _unknown(name)
     return load_digits() if name == "digits" else load_official(SPECS[name], directory)
+
+
+def _limited(split: Split, limit: int) -> ArraySplit:
+    if not isinstance(split, ArraySplit) or not 0 < limit <= len(split):
+        raise DataError(
+            f"limit is {limit}, but must lie between 0 (all) and the {len(split)} training "
+            "examples, and only data sets that fit in memory can be limited."
+        )
+    kept = np.arange(limit) * len(split) // limit
+    return ArraySplit(images=split.images[kept], labels=split.labels[kept])
 
 
 def _unknown(name: str) -> DataError:

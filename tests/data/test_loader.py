@@ -69,3 +69,19 @@ def test_every_row_of_the_table_is_whole() -> None:
         assert spec.classes is None or len(spec.classes) == spec.num_classes
         assert all(len(md5) == 32 for md5 in spec.files.values())
         assert spec.url.startswith("http")
+
+
+def test_a_limit_keeps_that_many_training_examples_evenly_spaced_and_all_for_testing() -> None:
+    whole, part = load("digits", dir="."), load("digits", dir=".", limit=100)
+    assert (len(part.train), len(part.test)) == (100, len(whole.test))
+    kept = [i * len(whole.train) // 100 for i in range(100)]
+    assert isinstance(whole.train, ArraySplit)
+    assert isinstance(part.train, ArraySplit)
+    np.testing.assert_array_equal(part.train.images, whole.train.images[kept])
+    np.testing.assert_array_equal(part.train.labels, whole.train.labels[kept])
+
+
+@pytest.mark.parametrize("limit", [-1, 1443])
+def test_a_limit_that_is_no_number_of_examples_is_refused(limit: int) -> None:
+    with pytest.raises(DataError, match="1442"):
+        load("digits", dir=".", limit=limit)
