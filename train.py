@@ -1,8 +1,8 @@
 """Train or evaluate a network: flags in, exit code out.
 
-    python train.py --config=configs/cifar10_resnet20.py --workdir=runs/x
-    python train.py --config=configs/cifar10_resnet20.py:ste --workdir=runs/y --config.seed=1
-    python train.py --workdir=runs/x --mode=eval
+python train.py --config=configs/cifar10_resnet20.py --workdir=runs/x
+python train.py --config=configs/cifar10_resnet20.py:ste --workdir=runs/y --config.seed=1
+python train.py --workdir=runs/x --mode=eval
 """
 
 import logging
@@ -25,9 +25,11 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator=HOST:P
 
 
 def main(argv: list[str]) -> int:
+    """Run what the flags say; the exit code is 1 for what a user can mend."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}: overrides are --config.KEY=VALUE")
-    if CONFIG.value is None and MODE.value == "train":
+    config = None if CONFIG.value is None else CONFIG.value.to_dict()
+    if config is None and MODE.value == "train":
         raise app.UsageError("--config is missing: e.g. --config=configs/digits_resnet.py")
     logging.getLogger("jax").setLevel(logging.WARNING)  # JAX tells of every backend it lacks
     import jax
@@ -37,11 +39,10 @@ def main(argv: list[str]) -> int:
     if COORDINATOR.value is not None:
         where = None if COORDINATOR.value == "auto" else COORDINATOR.value
         jax.distributed.initialize(where, NUM_PROCESSES.value, PROCESS_ID.value)
-    config = None if CONFIG.value is None else CONFIG.value.to_dict()
     try:
         if MODE.value == "eval":
             experiment.evaluate(config, WORKDIR.value)
-        else:
+        elif config is not None:
             experiment.train(config, WORKDIR.value)
     except experiment.USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,7 +3,6 @@
 The values are the recipe of FDA-BNN, section 3.1, where the paper gives one.
 """
 
-
 from ml_collections import ConfigDict
 
 from methods import method

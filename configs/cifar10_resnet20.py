@@ -10,8 +10,9 @@ the official files in data/cifar-10-batches-py. Results measured with it: result
         --config.model.name=resnet20_bireal
 """
 
-from base import get_config as base_config
 from ml_collections import ConfigDict
+
+from base import get_config as base_config
 
 
 def get_config(arg: str = "") -> ConfigDict:

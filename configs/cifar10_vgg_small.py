@@ -7,8 +7,9 @@ layer is IR-Net's (see fda_jax/models/vgg.py). Not yet measured here.
     python train.py --config=configs/cifar10_vgg_small.py --workdir=runs/vgg_fda
 """
 
-from base import get_config as base_config
 from ml_collections import ConfigDict
+
+from base import get_config as base_config
 
 
 def get_config(arg: str = "") -> ConfigDict:

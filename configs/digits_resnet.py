@@ -6,8 +6,9 @@ Half a minute on two CPU cores. Every fifth image is held out for testing.
     python train.py --config=configs/digits_resnet.py:ste --workdir=runs/digits_ste
 """
 
-from base import get_config as base_config
 from ml_collections import ConfigDict
+
+from base import get_config as base_config
 
 
 def get_config(arg: str = "") -> ConfigDict:

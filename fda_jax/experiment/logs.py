@@ -55,9 +55,7 @@ class Terminal:
         images_per_second: float,
     ) -> None:
         """Print an epoch's line."""
-        tested = (
-            f"  test loss {test['loss']:.4f} accuracy {test['accuracy']:.2%}" if test else ""
-        )
+        tested = f"  test loss {test['loss']:.4f} accuracy {test['accuracy']:.2%}" if test else ""
         self.line(
             f"epoch {number:>{len(str(epochs))}}/{epochs}  "
             f"train loss {train['loss']:.4f} accuracy {train['accuracy']:.2%}{tested}  "
@@ -83,9 +81,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, step: int, is_writer: bool = True) -> None:
         self._writer = (
-            SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-            if is_writer
-            else None
+            SummaryWriter(str(folder), purge_step=step + 1 if step else None) if is_writer else None
         )
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -129,9 +129,7 @@ class _Evaluator:
 
     def __init__(self, experiment: setup.Experiment) -> None:
         test = experiment.dataset.test
-        step = make_eval_step(
-            experiment.model, experiment.preprocessing, axis_name=devices.AXIS
-        )
+        step = make_eval_step(experiment.model, experiment.preprocessing, axis_name=devices.AXIS)
         axis = feed.axis(test)
         self._plan = experiment.plan
         self._feeder = feed.Feeder(test, seed=experiment.seed, train=False)
@@ -179,13 +177,9 @@ class _Trainer:
         progress = self._restore()
         step = int(progress.state.step)
         self._folder.forget_after(step)
-        board = TensorBoard(
-            self._folder.path, step=step, is_writer=jax.process_index() == 0
-        )
+        board = TensorBoard(self._folder.path, step=step, is_writer=jax.process_index() == 0)
         self._greet(step)
-        feeder = feed.Feeder(
-            self._experiment.dataset.train, seed=self._experiment.seed, train=True
-        )
+        feeder = feed.Feeder(self._experiment.dataset.train, seed=self._experiment.seed, train=True)
         feeds = feeder.feeds(feed.train_chunks(self._plan, self._experiment.seed, step))
         compiled = False
         for call, item in zip(feed.calls(self._plan, step), feeds, strict=True):
@@ -235,7 +229,7 @@ class _Trainer:
                 **shared,
                 "split": "train",
                 **train_means,
-                "learning_rate": float(self._experiment.schedule(step - 1)),
+                "learning_rate": float(np.asarray(self._experiment.schedule(step - 1))),
                 "progress": (step - 1) / plan.total_steps,
                 "seconds": progress.seconds,
                 "images_per_second": rate,
@@ -289,20 +283,11 @@ class _Trainer:
     def _fail(self, progress: Progress, call: feed.Call, item: feed.Feed) -> None:
         """Say which step and layer gave a number that is not finite, and stop."""
         step = int(progress.state.step)
-        row = np.concatenate(item.indices[:, step - call.step], axis=-1)
-        if self._experiment.dataset.train.resident:
-            batch = Batch(item.images[row], item.labels[row])
-        else:
-            parts = item.indices[:, step - call.step]
-            batch = Batch(
-                np.concatenate([a[i] for a, i in zip(item.images, parts, strict=True)]),
-                np.concatenate([a[i] for a, i in zip(item.labels, parts, strict=True)]),
-            )
         where = diagnose.describe(
             self._experiment.model.clone(axis_name=None),
             self._experiment.preprocessing,
             jax.device_get(progress.state),
-            batch,
+            Batch(*item.examples_of(step - call.step)),
             self._key,
             total_steps=self._plan.total_steps,
         )

@@ -50,9 +50,7 @@ def ste(*, scale: str = "layer", window: float = 1.0) -> Method:
 
 def bireal(*, scale: str = "filter") -> Method:
     """Bi-Real Net: ApproxSign for activations, clipped STE and a scale per filter for weights."""
-    return Method(
-        weight=Quantizer(ops.ClippedSTE(), scale), activation=Quantizer(ops.ApproxSign())
-    )
+    return Method(weight=Quantizer(ops.ClippedSTE(), scale), activation=Quantizer(ops.ApproxSign()))
 
 
 def fda(
@@ -78,9 +76,7 @@ def fda(
         if noise == "none"
         else Noise(noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction, noise)
     )
-    return Method(
-        weight=Quantizer(rule, scale, module), activation=Quantizer(rule, noise=module)
-    )
+    return Method(weight=Quantizer(rule, scale, module), activation=Quantizer(rule, noise=module))
 
 
 METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(

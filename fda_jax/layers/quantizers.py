@@ -90,7 +90,11 @@ class NoiseAdaptation(nn.Module):
         w1 = self.param("w1", init, (features, hidden), jnp.float32)
         w2 = self.param("w2", init, (hidden, features), jnp.float32)
         estimate = ops.noise(
-            t, w1.astype(t.dtype), w2.astype(t.dtype), self.noise.shortcut, self.noise.shortcut_slope
+            t,
+            w1.astype(t.dtype),
+            w2.astype(t.dtype),
+            self.noise.shortcut,
+            self.noise.shortcut_slope,
         )
         return ops.noise_scale(progress, self.noise.scale).astype(t.dtype) * estimate
 

@@ -6,6 +6,7 @@ Glossary: N = `num_terms` counts sine terms. The paper's sums run over i = 0..n,
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from fda_jax.ops.trigonometry import reduce_angle, sine, sine_near_zero
 
@@ -113,12 +114,12 @@ def check_series(num_terms: object, omega: object) -> None:
     Raises:
       ValueError: names the value, the limit and the remedy.
     """
-    if not isinstance(num_terms, jax.core.Tracer) and not np.all(np.asarray(num_terms) >= 1):
+    if not isinstance(num_terms, Tracer) and not np.all(np.asarray(num_terms) >= 1):
         raise ValueError(
             f"num_terms is {num_terms}, but a truncated series keeps at least 1 term: "
             "use a whole number >= 1 (the paper trains with 10 to 19)"
         )
-    if not isinstance(omega, jax.core.Tracer):
+    if not isinstance(omega, Tracer):
         values = np.asarray(omega, np.float64)
         if not np.all((values > 0) & np.isfinite(values)):
             raise ValueError(

@@ -1,5 +1,6 @@
 """Many devices: the one home of jax.pmap."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,8 +44,12 @@ def replicate(tree: Any) -> Any:
     than the later ones.
     """
     # The leading axis is what makes pmap run; the tree itself is the same for every device.
-    device = np.zeros((jax.local_device_count(),), np.int32)
-    return parallel(lambda tree, _: tree, in_axes=(None, 0))(tree, device)
+    return _copy()(tree, np.zeros((jax.local_device_count(),), np.int32))
+
+
+@functools.cache
+def _copy() -> Callable[..., Any]:
+    return parallel(lambda tree, _: tree, in_axes=(None, 0))
 
 
 def split(array: np.ndarray) -> np.ndarray:

@@ -4,11 +4,15 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fda_jax import data
 from fda_jax.training import devices
 from fda_jax.training.plan import Plan
+
+# Pairs of indices into a split and positions in the stream, both (..., batch) of all devices.
+Chunks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,16 @@ class Feed:
     labels: jax.Array | np.ndarray
     indices: np.ndarray
 
+    def examples_of(self, row: int) -> tuple[jax.Array, jax.Array]:
+        """Images and labels of this process in one step of the call."""
+        chosen = self.indices[:, row]
+        if self.images.ndim == 4:  # resident: no device axis
+            chosen = chosen.reshape(-1)
+            return jnp.asarray(self.images[chosen]), jnp.asarray(self.labels[chosen])
+        images = [part[i] for part, i in zip(self.images, chosen, strict=True)]
+        labels = [part[i] for part, i in zip(self.labels, chosen, strict=True)]
+        return jnp.concatenate(images), jnp.concatenate(labels)
+
 
 def axis(split: data.Split) -> int | None:
     """in_axes of images and labels: None where every device holds the whole split, else 0."""
@@ -54,35 +68,37 @@ class Feeder:
     """
 
     def __init__(self, split: data.Split, *, seed: int, train: bool) -> None:
-        self._split = split
         self._seed = seed
         self._train = train
+        self._stream = split if isinstance(split, data.StreamSplit) else None
         self._resident = None
-        if split.resident:
+        if isinstance(split, data.ArraySplit):
             self._resident = devices.replicate((split.images, split.labels))
 
-    def feeds(self, chunks: Iterator[tuple[np.ndarray, np.ndarray]]) -> Iterator[Feed]:
+    def feeds(self, chunks: Chunks) -> Iterator[Feed]:
         """Yield a feed for each chunk (indices, positions), both (..., batch) of all devices."""
-        if self._resident is not None:
+        if self._stream is not None:
+            yield from self._streamed(self._stream, chunks)
+        elif self._resident is not None:
             images, labels = self._resident
             for indices, _ in chunks:
                 yield Feed(images, labels, devices.split(indices))
-            return
-        shapes: list[tuple[int, ...]] = []
 
-        def local() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _streamed(self, stream: data.StreamSplit, chunks: Chunks) -> Iterator[Feed]:
+        asked: list[np.ndarray] = []  # of the chunks that are being decoded
+
+        def local() -> Chunks:
             for indices, positions in chunks:
-                mine = devices.split(indices)
-                shapes.append(mine.shape)
-                yield mine.reshape(-1), devices.split(positions).reshape(-1)
+                asked.append(devices.split(indices))
+                yield asked[-1].reshape(-1), devices.split(positions).reshape(-1)
 
-        for images, labels in self._split.stream(local(), seed=self._seed, train=self._train):
-            shape = shapes.pop(0)
-            numbers = np.arange(np.prod(shape[1:]), dtype=np.int32).reshape(shape[1:])
+        for images, labels in stream.stream(local(), seed=self._seed, train=self._train):
+            mine = asked.pop(0)
+            places = np.arange(mine[0].size, dtype=np.int32).reshape(mine[0].shape)
             yield Feed(
-                images.reshape(shape[0], -1, *images.shape[1:]),
-                labels.reshape(shape[0], -1),
-                np.broadcast_to(numbers, shape),
+                images.reshape(len(mine), -1, *images.shape[1:]),
+                labels.reshape(len(mine), -1),
+                np.where(mine >= 0, places, -1),
             )
 
 
@@ -95,9 +111,7 @@ def calls(plan: Plan, step: int) -> Iterator[Call]:
         step += count
 
 
-def train_chunks(
-    plan: Plan, seed: int, step: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def train_chunks(plan: Plan, seed: int, step: int) -> Chunks:
     """Indices and stream positions (steps_per_call, batch) of each call from `step` on.
 
     Rows beyond a call's count are padding (-1), which the call never reads.
@@ -114,7 +128,7 @@ def train_chunks(
         )
 
 
-def eval_chunks(plan: Plan) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def eval_chunks(plan: Plan) -> Chunks:
     """Indices and positions (eval batch,) that cover the test set once; -1 pads the last."""
     for start in range(0, plan.num_test, plan.eval_batch_size):
         indices = np.arange(start, start + plan.eval_batch_size, dtype=np.int32)

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, from the words of a configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import optax
@@ -107,7 +108,8 @@ def make_optimizer(
     require(0 <= momentum < 1, "optimizer.momentum", momentum, "must lie in [0, 1)")
 
     def decays(params: optax.Params) -> optax.Params:
-        return jax.tree.map(lambda group: group in decay_groups, group_labels(params))
+        labels = group_labels(cast(Mapping[str, Any], params))
+        return jax.tree.map(lambda group: group in decay_groups, labels)
 
     decay = optax.add_decayed_weights(weight_decay, mask=decays)
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()

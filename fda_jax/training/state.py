@@ -54,8 +54,8 @@ def init_state(
     Returns:
       A `TrainState` at step 0.
     """
-    variables = model.init(key, jnp.zeros((1, *image_shape_hwc), jnp.float32))
-    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    variables = dict(model.init(key, jnp.zeros((1, *image_shape_hwc), jnp.float32)))
+    params, batch_stats = variables["params"], variables.get("batch_stats") or {}
     averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     return TrainState(
         step=jnp.zeros((), jnp.int32),

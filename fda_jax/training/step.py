@@ -1,8 +1,8 @@
 """One training step and one evaluation step, pure: the same under jit, vmap and pmap."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -149,8 +149,8 @@ def make_train_step(
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
             metrics = jax.lax.psum(metrics, axis_name)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = state.replace(
+        params = cast(Mapping[str, Any], optax.apply_updates(state.params, updates))
+        new = TrainState(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -204,12 +204,12 @@ def make_train_call(train_step: TrainStep, *, steps_per_call: int) -> Callable[.
             return step_at(0, state, totals)
         # The state has not moved yet, so a health of zeros lets the loop begin.
         start = (jnp.int32(0), state, totals, Health(jnp.float32(0), jnp.float32(0)))
-        _, *done = jax.lax.while_loop(
+        _, state, totals, health = jax.lax.while_loop(
             lambda carry: (carry[0] < count) & carry[3].is_finite(),
             lambda carry: (carry[0] + 1, *step_at(carry[0], carry[1], carry[2])),
             start,
         )
-        return tuple(done)
+        return state, totals, health
 
     return train_call
 
@@ -237,7 +237,8 @@ def make_eval_step(
         indices: jax.Array,
     ) -> Metrics:
         chosen = jnp.where(indices >= 0, labels[indices], -1)
-        logits = model.apply(variables, preprocessing.evaluate(images[indices]), train=False)
+        inputs = preprocessing.evaluate(images[indices])
+        logits = cast(jax.Array, model.apply(variables, inputs, train=False))
         losses = cross_entropy(logits, chosen, label_smoothing=0.0)
         metrics = Metrics.of_batch(losses, logits, chosen)
         if axis_name is not None:

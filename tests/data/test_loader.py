@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fda_jax.data import SPECS, DataError, load
+from fda_jax.data import SPECS, ArraySplit, DataError, load
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import small_config
 from tests.experiment.conftest import arrays, assert_same_run, rows
 
+
 class Killed(BaseException):
     """Stands for kill -9: nothing in the program catches it."""
 

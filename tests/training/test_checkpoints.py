@@ -113,6 +113,7 @@ def test_every_file_of_a_checkpoint_cut_short_or_altered_is_noticed_or_harmless(
             else:
                 content = content[:middle] + bytes(b ^ 0x55 for b in content[middle:])
             (folder / name).write_bytes(content)
+            problem = ""
             try:
                 damaged = Checkpoints(folder)
                 restored, _ = damaged.restore(a_state(seed=1), 1)
@@ -120,8 +121,8 @@ def test_every_file_of_a_checkpoint_cut_short_or_altered_is_noticed_or_harmless(
                 assert_same(restored, tree)  # a file that holds nothing of ours
             except CheckpointError as error:
                 noticed += 1
-                assert str(folder) in str(error)
-                assert "--workdir" in str(error)
+                problem = str(error)
+            assert not problem or (str(folder) in problem and "--workdir" in problem)
     assert noticed >= 4
 
 

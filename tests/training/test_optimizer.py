@@ -109,9 +109,7 @@ def test_adam_decays_through_the_gradient_and_adamw_past_it():
 
 
 def test_clipping_bounds_the_global_norm_of_the_gradient():
-    optimizer = make_optimizer(
-        **{**SGD, "clip_norm": 1.0, "weight_decay": 0.0, "momentum": 0.0}
-    )
+    optimizer = make_optimizer(**{**SGD, "clip_norm": 1.0, "weight_decay": 0.0, "momentum": 0.0})
     grads = jax.tree.map(lambda p: jnp.full_like(p, 100.0), PARAMS)
     updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
     norm = math.sqrt(sum(float(jnp.sum(u**2)) for u in jax.tree.leaves(updates)))

@@ -200,9 +200,7 @@ def test_evaluation_counts_every_example_once_whatever_the_batch_size(examples, 
     for first in range(0, 64, batch):
         rows = np.arange(first, first + batch, dtype=np.int32)
         rows = np.where(rows < 64, rows, -1)
-        totals = step(
-            state.inference_variables(), totals, examples.images, examples.labels, rows
-        )
+        totals = step(state.inference_variables(), totals, examples.images, examples.labels, rows)
     logits = model.apply(
         state.inference_variables(), PREPROCESSING.evaluate(jnp.asarray(examples.images))
     )
