@@ -152,7 +152,12 @@ def _make_optimizer(
     warmup_epochs: float,
     boundary_epochs: Sequence[float],
     boundary_factor: float,
-    **optimizer: Any,
+    name: str,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    decay_groups: Sequence[str],
+    clip_norm: float,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     rate = make_schedule(
         schedule=schedule,
@@ -162,7 +167,15 @@ def _make_optimizer(
         boundaries=tuple(plan.steps_of(epoch) for epoch in boundary_epochs),
         factor=boundary_factor,
     )
-    return rate, make_optimizer(schedule=rate, **optimizer)
+    return rate, make_optimizer(
+        name=name,
+        schedule=rate,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        decay_groups=decay_groups,
+        clip_norm=clip_norm,
+    )
 
 
 def _make_preprocessing(*, dataset: data.Dataset, crop_px: int, flip: bool) -> Preprocessing:

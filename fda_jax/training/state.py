@@ -54,7 +54,7 @@ def init_state(
     Returns:
       A `TrainState` at step 0.
     """
-    variables = dict(model.init(key, jnp.zeros((1, *image_shape_hwc), jnp.float32)))
+    variables = dict(jax.jit(model.init)(key, jnp.zeros((1, *image_shape_hwc), jnp.float32)))
     params, batch_stats = variables["params"], variables.get("batch_stats") or {}
     averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     return TrainState(
