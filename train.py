@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     config = None if CONFIG.value is None else CONFIG.value.to_dict()
     if config is None and MODE.value == "train":
         raise app.UsageError("--config is missing: e.g. --config=configs/digits_resnet.py")
-    logging.getLogger("jax").setLevel(logging.WARNING)  # JAX tells of every backend it lacks
+    for chatty in ("jax", "absl"):  # every backend that is not there, every file that is saved
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     import jax
 
     from fda_jax import experiment

@@ -21,6 +21,12 @@ from fda_jax.training.step import Preprocessing
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 GROUPS = ("model", "method", "data", "augment", "train", "optimizer", "eval", "checkpoint")
 
+PLAN_KEYS = {
+    "train": ("epochs", "batch_size", "steps_per_call", "label_smoothing", "ema_decay"),
+    "eval": ("batch_size", "every_epochs"),
+    "checkpoint": ("every_epochs",),
+}
+
 
 class ConfigError(ValueError):
     """A configuration that cannot run; the message names the key, the value and the remedy."""
@@ -96,27 +102,20 @@ def build(config: Mapping[str, Any]) -> Experiment:
 
 
 def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
-    def make(*, train: Mapping, eval: Mapping, checkpoint: Mapping) -> Plan:
-        return Plan(
-            epochs=train["epochs"],
-            batch_size=train["batch_size"],
-            num_train=len(dataset.train),
-            num_test=len(dataset.test),
-            num_devices=jax.device_count(),
-            steps_per_call=_steps_per_call(train["steps_per_call"]),
-            eval_batch_size=eval["batch_size"],
-            eval_every_epochs=eval["every_epochs"],
-            checkpoint_every_epochs=checkpoint["every_epochs"],
-        )
-
-    known = {
-        "train": ("epochs", "batch_size", "steps_per_call", "label_smoothing", "ema_decay"),
-        "eval": ("batch_size", "every_epochs"),
-        "checkpoint": ("every_epochs",),
-    }
-    for group, keys in known.items():
+    for group, keys in PLAN_KEYS.items():
         _check_keys(group, config[group], keys)
-    return make(train=config["train"], eval=config["eval"], checkpoint=config["checkpoint"])
+    train = config["train"]
+    return Plan(
+        epochs=train["epochs"],
+        batch_size=train["batch_size"],
+        num_train=len(dataset.train),
+        num_test=len(dataset.test),
+        num_devices=jax.device_count(),
+        steps_per_call=_steps_per_call(train["steps_per_call"]),
+        eval_batch_size=config["eval"]["batch_size"],
+        eval_every_epochs=config["eval"]["every_epochs"],
+        checkpoint_every_epochs=config["checkpoint"]["every_epochs"],
+    )
 
 
 def _steps_per_call(asked: int) -> int:

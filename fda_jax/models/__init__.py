@@ -43,7 +43,8 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
         "resnet20": ModelSpec(ResNet, min_side=4),
         "resnet20_bireal": ModelSpec(functools.partial(ResNet, convs_per_shortcut=1), min_side=4),
         "resnet_digits": ModelSpec(
-            functools.partial(ResNet, stage_sizes=(1, 1), widths=(32, 64), convs_per_shortcut=1), min_side=2
+            functools.partial(ResNet, stage_sizes=(1, 1), widths=(32, 64), convs_per_shortcut=1),
+            min_side=2,
         ),
         "vgg_small": ModelSpec(VGGSmall, min_side=8),
     }

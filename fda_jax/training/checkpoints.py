@@ -1,7 +1,6 @@
 """Checkpoints: the one home of orbax."""
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
         self._is_writer = jax.process_index() == 0
-        logging.getLogger("absl").setLevel(logging.WARNING)
         if self._is_writer:
             self.folder.mkdir(parents=True, exist_ok=True)
         me = jax.process_index()

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 AXIS = "devices"
 
@@ -50,6 +51,19 @@ def replicate(tree: Any) -> Any:
 @functools.cache
 def _copy() -> Callable[..., Any]:
     return parallel(lambda tree, _: tree, in_axes=(None, 0))
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is up in any process; every process must call it, and gets one answer."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def wait_for_all(name: str) -> None:
+    """Return once every process has come to the point of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def split(array: np.ndarray) -> np.ndarray:

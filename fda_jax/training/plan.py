@@ -35,6 +35,10 @@ class Plan:
     checkpoint_every_epochs: int
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"{field.name} is {value!r}, but must be a whole number")
         require(self.epochs >= 1, "train.epochs", self.epochs, "must be at least 1")
         require(
             1 <= self.batch_size <= self.num_train,

@@ -6,8 +6,7 @@ import chex
 import pytest
 
 from fda_jax import experiment
-from fda_jax.experiment import run as run_module
-from fda_jax.experiment import setup
+from fda_jax.experiment import loop, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import small_config
@@ -25,7 +24,7 @@ def whole(tmp_path_factory, compilation_cache):
 
 def arrays(folder, step=None):
     """Every array of a checkpoint, the last one by default."""
-    progress = run_module._start(setup.build(small_config()))
+    progress = loop.start(setup.build(small_config()))
     store = Checkpoints(folder / "checkpoints")
     step = step or store.latest_step()
     tree, _ = store.restore((progress.state, progress.totals), step)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from fda_jax import experiment, models
-from fda_jax.experiment import run as run_module
-from fda_jax.experiment import setup
+from fda_jax.experiment import loop, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import small_config
@@ -121,7 +120,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_never_was(
 def test_a_run_stopped_by_a_signal_inside_an_epoch_ends_as_if_it_never_was(
     whole, tmp_path, monkeypatch, capsys
 ):
-    advance = run_module._Trainer._advance
+    advance = loop.Trainer._advance
 
     def advance_and_signal(self, progress, call, item):
         seconds = advance(self, progress, call, item)
@@ -130,7 +129,7 @@ def test_a_run_stopped_by_a_signal_inside_an_epoch_ends_as_if_it_never_was(
         return seconds
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module._Trainer, "_advance", advance_and_signal)
+        patch.setattr(loop.Trainer, "_advance", advance_and_signal)
         assert experiment.train(small_config(), tmp_path / "run") is None
     assert "stopped by a signal after step 7 of 10" in capsys.readouterr().out
     experiment.train(small_config(), tmp_path / "run")

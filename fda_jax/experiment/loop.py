@@ -1,0 +1,268 @@
+"""The loop of a run: calls, epochs, evaluation, checkpoints."""
+
+import dataclasses
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+
+from fda_jax.experiment import diagnose
+from fda_jax.experiment.folder import RunFolder
+from fda_jax.experiment.logs import TensorBoard, Terminal
+from fda_jax.experiment.setup import Experiment
+from fda_jax.training import devices, feed
+from fda_jax.training.checkpoints import Checkpoints
+from fda_jax.training.metrics import Metrics
+from fda_jax.training.state import TrainState, init_state
+from fda_jax.training.step import Batch, make_eval_step, make_train_call, make_train_step
+
+# What a key is for; each is folded into the root key, so no two uses share random numbers.
+INIT, AUGMENT = 0, 1
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+      state: of training.
+      totals: training metrics of the epoch under way.
+      seconds: training time so far, evaluation and compilation left out.
+    """
+
+    state: TrainState
+    totals: Metrics
+    seconds: float
+
+
+class Evaluator:
+    """Accuracy and loss on the whole test set; compiled once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        test = experiment.dataset.test
+        step = make_eval_step(experiment.model, experiment.preprocessing, axis_name=devices.AXIS)
+        axis = feed.axis(test)
+        self._plan = experiment.plan
+        self._feeder = feed.Feeder(test, seed=experiment.seed, train=False)
+        self._step = devices.parallel(step, in_axes=(None, None, axis, axis, 0))
+
+    def __call__(self, state: TrainState) -> Metrics:
+        """The metrics of the test set, every example counted once."""
+        variables = state.inference_variables()
+        totals = devices.replicate(Metrics.zero())
+        for item in self._feeder.feeds(feed.eval_chunks(self._plan)):
+            totals = self._step(variables, totals, item.images, item.labels, item.indices)
+        return totals
+
+
+class Trainer:
+    """The loop: calls, epochs, checkpoints."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, checkpoints: Checkpoints) -> None:
+        self._experiment = experiment
+        self._plan = experiment.plan
+        self._folder = folder
+        self._checkpoints = checkpoints
+        self._evaluator = Evaluator(experiment)
+        self._terminal = make_terminal(experiment)
+        self._key = _key(experiment, AUGMENT)
+        step = make_train_step(
+            experiment.model,
+            experiment.optimizer,
+            experiment.preprocessing,
+            total_steps=self._plan.total_steps,
+            label_smoothing=experiment.label_smoothing,
+            ema_decay=experiment.ema_decay,
+            axis_name=devices.AXIS,
+        )
+        axis = feed.axis(experiment.dataset.train)
+        self._call = devices.parallel(
+            make_train_call(step, steps_per_call=self._plan.steps_per_call),
+            in_axes=(None, None, axis, axis, 0, None, None),
+            donate=(0, 1),
+        )
+
+    def run(self, stop: "Stop") -> bool:
+        """Train to the end; False if a signal asked to stop before it."""
+        progress = self._restore()
+        step = int(progress.state.step)
+        self._folder.forget_after(step)
+        board = TensorBoard(self._folder.path, step=step, is_writer=jax.process_index() == 0)
+        self._greet(step)
+        feeder = feed.Feeder(self._experiment.dataset.train, seed=self._experiment.seed, train=True)
+        feeds = feeder.feeds(feed.train_chunks(self._plan, self._experiment.seed, step))
+        compiled = False
+        for call, item in zip(feed.calls(self._plan, step), feeds, strict=True):
+            progress.seconds += self._advance(progress, call, item) * compiled
+            compiled = True
+            step = call.step + call.count
+            epoch = self._plan.epoch_of_step(call.step)
+            self._terminal.tick(epoch, step, progress.totals.means())
+            if step == self._plan.end_of_epoch(epoch):
+                self._finish_epoch(progress, epoch, board)
+            if step < self._plan.total_steps and devices.any_process(stop.asked):
+                self._save(progress)
+                self._terminal.line(
+                    f"stopped by a signal after step {step} of {self._plan.total_steps}, "
+                    "checkpoint saved: the same command goes on from here"
+                )
+                break
+        board.close()
+        return step == self._plan.total_steps
+
+    def _advance(self, progress: Progress, call: feed.Call, item: feed.Feed) -> float:
+        """Run one compiled call; its seconds."""
+        start = time.monotonic()
+        progress.state, progress.totals, health = self._call(
+            progress.state,
+            progress.totals,
+            item.images,
+            item.labels,
+            item.indices,
+            np.int32(call.count),
+            self._key,
+        )
+        if not bool(health.is_finite()):
+            self._fail(progress, call, item)
+        return time.monotonic() - start
+
+    def _finish_epoch(self, progress: Progress, epoch: int, board: TensorBoard) -> None:
+        """Evaluate, log and save at the end of an epoch."""
+        plan, state = self._plan, progress.state
+        step = int(state.step)
+        last = epoch == plan.epochs
+        train_means = progress.totals.means()
+        rate = step * plan.batch_size / progress.seconds if progress.seconds else 0.0
+        shared = {"step": step, "epoch": epoch}
+        rows: list[dict[str, Any]] = [
+            {
+                **shared,
+                "split": "train",
+                **train_means,
+                "learning_rate": float(np.asarray(self._experiment.schedule(step - 1))),
+                "progress": (step - 1) / plan.total_steps,
+                "seconds": progress.seconds,
+                "images_per_second": rate,
+            }
+        ]
+        test_means = None
+        new_best = None
+        if last or epoch % plan.eval_every_epochs == 0:
+            test_means = self._evaluator(state).means()
+            rows.append({**shared, "split": "test", **test_means})
+            if test_means["accuracy"] > best_row(self._folder.metrics())["accuracy"]:
+                new_best = test_means["accuracy"]
+        self._folder.append_metrics(*rows)
+        for row in rows:
+            board.write(row)
+        self._terminal.epoch(epoch, plan.epochs, train_means, test_means, step, rate)
+        progress.totals = devices.replicate(Metrics.zero())
+        if last or new_best is not None or epoch % plan.checkpoint_every_epochs == 0:
+            self._save(progress, new_best=new_best)
+
+    def _save(self, progress: Progress, *, new_best: float | None = None) -> None:
+        self._checkpoints.save(
+            int(progress.state.step),
+            (progress.state, progress.totals),
+            {"seconds": progress.seconds},
+            new_best=new_best,
+        )
+
+    def _restore(self) -> Progress:
+        """The newest checkpoint, or the start; on the devices."""
+        progress = start(self._experiment)
+        latest = self._checkpoints.latest_step()
+        if latest is not None:
+            like = (progress.state, progress.totals)
+            (state, totals), notes = self._checkpoints.restore(like, latest)
+            progress = Progress(state, totals, notes["seconds"])
+        progress.state, progress.totals = devices.replicate((progress.state, progress.totals))
+        return progress
+
+    def _greet(self, step: int) -> None:
+        experiment, plan = self._experiment, self._plan
+        self._terminal.line(
+            f"{experiment.dataset.name}: {plan.num_train:,} training and {plan.num_test:,} test "
+            f"images; {plan.epochs} epochs of {plan.total_steps / plan.epochs:g} steps; "
+            f"{plan.num_devices} {jax.devices()[0].device_kind} device(s); run in "
+            f"{self._folder.path}"
+        )
+        if step:
+            self._terminal.line(f"going on from step {step} of {plan.total_steps}")
+
+    def _fail(self, progress: Progress, call: feed.Call, item: feed.Feed) -> None:
+        """Say which step and layer gave a number that is not finite, and stop."""
+        step = int(progress.state.step)
+        where = diagnose.describe(
+            self._experiment.model.clone(axis_name=None),
+            self._experiment.preprocessing,
+            jax.device_get(progress.state),
+            Batch(*item.examples_of(step - call.step)),
+            self._key,
+            total_steps=self._plan.total_steps,
+        )
+        kept = self._checkpoints.latest_step()
+        raise diagnose.NonFiniteError(
+            f"the loss or gradient of step {step + 1} (epoch {self._plan.epoch_of_step(step)}) is "
+            f"not finite: {where}. The step was not applied; "
+            + (
+                f"the checkpoint of step {kept} is kept. "
+                if kept is not None
+                else "there was no checkpoint yet. "
+            )
+            + diagnose.ADVICE
+        )
+
+
+class Stop:
+    """Turns SIGTERM and the first Ctrl-C into a request to stop after the call under way."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._before[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread, where a notebook may run us
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        self.asked = True
+        signal.signal(number, self._before[signal.Signals(number)])
+
+
+def make_terminal(experiment: Experiment) -> Terminal:
+    """The terminal of this process; silent in all processes but the first."""
+    return Terminal(experiment.plan.total_steps, is_writer=jax.process_index() == 0)
+
+
+def _key(experiment: Experiment, purpose: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(experiment.seed), purpose)
+
+
+def start(experiment: Experiment) -> Progress:
+    """Before the first step: random weights from the seed, no metrics, no time."""
+    state = init_state(
+        experiment.model,
+        experiment.optimizer,
+        _key(experiment, INIT),
+        experiment.dataset.image_shape_hwc,
+        with_ema=experiment.ema_decay > 0,
+    )
+    return Progress(state, Metrics.zero(), 0.0)
+
+
+def best_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first test row of the highest accuracy."""
+    tests = [row for row in rows if row["split"] == "test"]
+    return max(tests, key=lambda row: row["accuracy"], default={"accuracy": -1.0})
