@@ -1,8 +1,10 @@
 """The loop of a run: calls, epochs, evaluation, checkpoints."""
 
+import contextlib
 import dataclasses
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -90,13 +92,19 @@ class Trainer:
         progress = self._restore()
         step = int(progress.state.step)
         self._folder.forget_after(step)
-        board = TensorBoard(self._folder.path, step=step, is_writer=jax.process_index() == 0)
         self._greet(step)
         feeder = feed.Feeder(self._experiment.dataset.train, seed=self._experiment.seed, train=True)
         feeds = feeder.feeds(feed.train_chunks(self._plan, self._experiment.seed, step))
+        board = TensorBoard(self._folder.path, step=step, is_writer=jax.process_index() == 0)
+        with contextlib.closing(board), contextlib.closing(feeds):
+            return self._loop(progress, feeds, board, stop)
+
+    def _loop(
+        self, progress: Progress, feeds: Iterator[feed.Feed], board: TensorBoard, stop: "Stop"
+    ) -> bool:
         compiled = False
-        for call, item in zip(feed.calls(self._plan, step), feeds, strict=True):
-            progress.seconds += self._advance(progress, call, item) * compiled
+        for call in feed.calls(self._plan, int(progress.state.step)):
+            progress.seconds += self._advance(progress, call, next(feeds)) * compiled
             compiled = True
             step = call.step + call.count
             epoch = self._plan.epoch_of_step(call.step)
@@ -109,9 +117,8 @@ class Trainer:
                     f"stopped by a signal after step {step} of {self._plan.total_steps}, "
                     "checkpoint saved: the same command goes on from here"
                 )
-                break
-        board.close()
-        return step == self._plan.total_steps
+                return False
+        return True
 
     def _advance(self, progress: Progress, call: feed.Call, item: feed.Feed) -> float:
         """Run one compiled call; its seconds."""

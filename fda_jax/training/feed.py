@@ -1,7 +1,7 @@
 """From a data split to the arguments of a compiled call: images, labels and indices."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ class Feeder:
         if isinstance(split, data.ArraySplit):
             self._resident = devices.replicate((split.images, split.labels))
 
-    def feeds(self, chunks: Chunks) -> Iterator[Feed]:
+    def feeds(self, chunks: Chunks) -> Generator[Feed, None, None]:
         """Yield a feed for each chunk (indices, positions), both (..., batch) of all devices."""
         if self._stream is not None:
             yield from self._streamed(self._stream, chunks)
@@ -84,7 +84,7 @@ class Feeder:
             for indices, _ in chunks:
                 yield Feed(images, labels, devices.split(indices))
 
-    def _streamed(self, stream: data.StreamSplit, chunks: Chunks) -> Iterator[Feed]:
+    def _streamed(self, stream: data.StreamSplit, chunks: Chunks) -> Generator[Feed, None, None]:
         asked: list[np.ndarray] = []  # of the chunks that are being decoded
 
         def local() -> Chunks:
