@@ -1,9 +1,9 @@
 """Which frequency, window and reading of the noise module train best, by small runs on real images.
 
-Each run is ResNet-20 (plain form) on 2,000 CIFAR-10 training images, evenly spaced, for three epochs
-of batch 50, tested on all 10,000 test images. Finished runs are skipped, so a stopped study goes on
-where it was. The differences are of one seed and a tiny budget: they tell what is broken, not what
-is best by half a point.
+Each run is ResNet-20 (plain form) on 2,000 CIFAR-10 training images, evenly spaced, for three
+epochs of batch 50, tested on all 10,000 test images. Finished runs are skipped, so a stopped study
+goes on where it was. The differences are of one seed and a tiny budget: they tell what is broken,
+not what is best by half a point.
 
     python benchmarks/estimator_settings.py --data=data --out=runs/estimator_settings
     python -m fda_jax.report runs/estimator_settings
