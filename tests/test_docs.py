@@ -1,0 +1,49 @@
+"""Pages link to what exists, and the project speaks of itself alone."""
+
+import re
+import subprocess
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md", "results/**/*.md")
+    for path in REPOSITORY.glob(pattern)
+)
+LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_relative_link_leads_somewhere(page):
+    links = [link for link in LINK.findall(page.read_text()) if not link.startswith("http")]
+    for link in links:
+        assert (page.parent / link).exists(), f"{page.name} links to {link}, which is not there"
+
+
+def test_the_readme_shows_every_method_and_every_network():
+    from fda_jax import layers, models
+
+    readme = (REPOSITORY / "README.md").read_text()
+    for name in (*layers.METHODS, *models.MODELS):
+        assert f"`{name}`" in readme, name
+
+
+def test_the_readmes_commands_name_files_that_exist():
+    readme = (REPOSITORY / "README.md").read_text()
+    for name in re.findall(r"--config=(configs/\w+\.py)", readme):
+        assert (REPOSITORY / name).is_file(), name
+
+
+def test_no_folder_of_runs_or_data_is_committed():
+    listed = subprocess.run(
+        ["git", "ls-files", "runs", "data"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    assert listed.stdout == ""
