@@ -1,8 +1,11 @@
-"""Train or evaluate a network: flags in, exit code out.
+"""Train or evaluate a network, or train a sweep of them: flags in, exit code out.
 
 python train.py --config=configs/cifar10_resnet20.py --workdir=runs/x
 python train.py --config=configs/cifar10_resnet20.py:ste --workdir=runs/y --config.seed=1
 python train.py --workdir=runs/x --mode=eval
+python train.py --sweep=configs/sweeps/methods.py --workdir=runs/methods --seeds=3
+python train.py --sweep=configs/sweeps/methods.py --workdir=runs/methods --only=fda,ste \
+    --override=train.epochs=2 --override=data.dir=/data
 """
 
 import logging
@@ -17,6 +20,15 @@ sys.path.insert(0, str(Path(__file__).parent / "configs"))  # they import one an
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE.py[:METHOD].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
 MODE = flags.DEFINE_enum("mode", "train", ["train", "eval"], "What to do.")
+SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, instead of --config; see configs/sweeps.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "With --sweep: train each run with seeds 0 to N - 1.")
+OVERRIDE = flags.DEFINE_multi_string(
+    "override", [], "With --sweep: KEY=VALUE of every run; may be given many times."
+)
+SHARD = flags.DEFINE_string(
+    "shard", "0/1", "With --sweep: I/N takes every N-th run from the I-th (0 is the first) on."
+)
+ONLY = flags.DEFINE_list("only", [], "With --sweep: names of the runs to train; all if empty.")
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or 'auto' on a cluster that JAX knows (SLURM)."
 )
@@ -29,18 +41,32 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments {argv[1:]}: overrides are --config.KEY=VALUE")
     config = None if CONFIG.value is None else CONFIG.value.to_dict()
-    if config is None and MODE.value == "train":
+    if SWEEP.value is not None and (config is not None or MODE.value != "train"):
+        raise app.UsageError("--sweep names its configurations itself, and trains: leave the rest")
+    if config is None and SWEEP.value is None and MODE.value == "train":
         raise app.UsageError("--config is missing: e.g. --config=configs/digits_resnet.py")
     for chatty in ("jax", "absl"):  # every backend that is not there, every file that is saved
         logging.getLogger(chatty).setLevel(logging.WARNING)
     import jax
 
     from fda_jax import experiment
+    from fda_jax.experiment import sweep
 
     if COORDINATOR.value is not None:
         where = None if COORDINATOR.value == "auto" else COORDINATOR.value
         jax.distributed.initialize(where, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
+        if SWEEP.value is not None:
+            failures = sweep.train(
+                sweep.read(SWEEP.value, OVERRIDE.value),
+                WORKDIR.value,
+                seeds=SEEDS.value,
+                shard=SHARD.value,
+                only=ONLY.value,
+            )
+            for name, why in failures.items():
+                print(f"error: {name}: {why}", file=sys.stderr)
+            return 1 if failures else 0
         if MODE.value == "eval":
             experiment.evaluate(config, WORKDIR.value)
         elif config is not None:

@@ -5,7 +5,7 @@ The values are the recipe of FDA-BNN, section 3.1, where the paper gives one.
 
 from ml_collections import ConfigDict
 
-from methods import method
+from methods import method, stages
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -49,6 +49,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "steps_per_call": 0,  # steps a compiled call; 0 means 1 on a CPU and 50 elsewhere
             "label_smoothing": 0.0,  # the paper says plain cross-entropy
             "ema_decay": 0.0,  # of averaged parameters for evaluation; 0 for none
+            # Folder of a finished run whose last parameters are this one's first; "" for random
+            # ones. A relative path counts from the folder that holds this run's.
+            "init_from": "",
         }
     )
     config.optimizer = ConfigDict(
@@ -63,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "nesterov": False,
             "weight_decay": 1e-4,  # section 3.1
             # The paper does not say what decays; its siblings decay everything.
-            "decay_groups": ("binary", "real", "norm", "prelu", "noise"),
+            "decay_groups": ("binary", "real", "norm", "prelu", "noise", "quantizer"),
             "clip_norm": 0.0,  # largest global gradient norm; 0 for no clipping
         }
     )
@@ -71,6 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "batch_size": 1000,  # examples a step over all devices
             "every_epochs": 1,
+            "flips": True,  # record how many binary weights changed their sign in an epoch
         }
     )
     config.checkpoint = ConfigDict(
@@ -78,4 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "every_epochs": 1,  # the last one; a new best is always saved
         }
     )
+    # Stages that follow one another, each from the parameters of the one before: stage1, stage2,
+    # ... with epochs_share (of train.epochs; the last stage takes the rest) and the keys of the
+    # groups above that differ. Empty for training in one go.
+    config.stages = stages(arg, config)
     return config

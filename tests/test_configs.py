@@ -7,13 +7,15 @@ import inspect
 import pytest
 
 from fda_jax import models
-from fda_jax.experiment import setup
+from fda_jax.experiment import inherit, setup, stages
 from fda_jax.layers import METHODS
 from tests.conftest import REPOSITORY
 
 NAMES = sorted(
     path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "methods"
 )
+# The method of a configuration that names none; elsewhere it is "fda".
+DEFAULTS = {"digits_vit": "bnn_plus_plus"}
 
 
 def keys(config, prefix=""):
@@ -41,7 +43,7 @@ def test_a_configuration_takes_every_method_and_adds_no_key(name, method):
     config = module.get_config(method)
     base = importlib.import_module("base").get_config(method)
     assert keys(config) == keys(base)
-    assert config.method.name == (method or "fda")
+    assert config.method.name == (method or DEFAULTS.get(name, "fda"))
     assert config.model.name in models.MODELS
 
 
@@ -52,6 +54,20 @@ def test_the_recipe_of_the_paper_stands_in_the_base():
     assert (optimizer.name, optimizer.learning_rate, optimizer.momentum) == ("sgd", 0.1, 0.9)
     assert (optimizer.weight_decay, optimizer.schedule) == (1e-4, "cosine")
     assert (base.method.num_terms_start, base.method.num_terms_end) == (10, 19)
+
+
+def test_the_stages_of_a_method_can_follow_one_another():
+    for name in importlib.import_module("methods").STAGES:
+        assert name in METHODS
+        config = importlib.import_module("digits_resnet").get_config(name).to_dict()
+        parts = stages.split(config)
+        assert sum(part["train"]["epochs"] for part in parts) == config["train"]["epochs"]
+        inherit.check_stages(list(config["stages"]), [setup.build(part) for part in parts])
+
+
+def test_a_method_that_cannot_start_from_random_weights_has_stages():
+    demanding = {name for name, row in METHODS.items() if row().predecessor}
+    assert demanding <= set(importlib.import_module("methods").STAGES)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "base"])

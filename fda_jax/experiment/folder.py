@@ -28,11 +28,11 @@ class RunFolder:
         self._metrics = path / "metrics.jsonl"
         self._is_writer = is_writer
 
-    def claim(self, config: Mapping[str, Any]) -> None:
-        """Make the folder this run's, or refuse it, before anything is computed.
+    def make(self) -> None:
+        """Make the folder where it is missing.
 
         Raises:
-          WorkdirError: it cannot be written, or it holds a run of another configuration.
+          WorkdirError: it cannot be written.
         """
         try:
             if self._is_writer:
@@ -45,6 +45,14 @@ class RunFolder:
                 f"the folder {self.path} cannot be written ({error.strerror}): "
                 "choose another --workdir, or make it writable"
             ) from error
+
+    def claim(self, config: Mapping[str, Any]) -> None:
+        """Make the folder this run's, or refuse it, before anything is computed.
+
+        Raises:
+          WorkdirError: it cannot be written, or it holds a run of another configuration.
+        """
+        self.make()
         recorded = self.read("config.json")
         if recorded is None:
             if self.checkpoints.exists() and any(self.checkpoints.iterdir()):
@@ -54,13 +62,20 @@ class RunFolder:
                 )
             self.write("config.json", dict(config))
             return
-        differences = _differences(recorded, json.loads(json.dumps(dict(config))))
-        if differences:
+        different = differences(recorded, json.loads(json.dumps(dict(config))))
+        if different:
             raise WorkdirError(
                 f"the folder {self.path} holds a run of another configuration: "
-                f"{'; '.join(differences[:5])}. Choose another --workdir, or the old configuration "
+                f"{'; '.join(different[:5])}. Choose another --workdir, or the old configuration "
                 "to resume that run"
             )
+
+    def has_checkpoint(self) -> bool:
+        """Whether a run has come to its first checkpoint here."""
+        # One that was cut short has a longer name.
+        return self.checkpoints.is_dir() and any(
+            path.name.isdigit() for path in self.checkpoints.iterdir()
+        )
 
     def read(self, name: str) -> Any:
         """The JSON file of this name, or None if there is none.
@@ -105,7 +120,8 @@ class RunFolder:
 
     @staticmethod
     def _replace(path: Path, text: str) -> None:
-        temporary = path.with_name(path.name + ".tmp")
+        # Two processes may write the same file of a sweep.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("w") as file:
                 file.write(text)
@@ -143,8 +159,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    old, new = _leaves(recorded), _leaves(wanted)
+def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What two configurations differ in, in words; keys that change no result are left out."""
+    old, new = leaves(recorded), leaves(wanted)
     return [
         f"{key} was {old.get(key, 'not set')!r} and is {new.get(key, 'not set')!r}"
         for key in sorted(old.keys() | new.keys())
@@ -152,11 +169,12 @@ def _differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list
     ]
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a nested mapping by their dotted paths."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            leaves |= _leaves(value, f"{prefix}{key}.")
+            found |= leaves(value, f"{prefix}{key}.")
         else:
-            leaves[prefix + key] = value
-    return leaves
+            found[prefix + key] = value
+    return found

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -13,10 +13,12 @@ import numpy as np
 
 from fda_jax.experiment import diagnose
 from fda_jax.experiment.folder import RunFolder
+from fda_jax.experiment.inherit import Predecessor
 from fda_jax.experiment.logs import TensorBoard, Terminal
 from fda_jax.experiment.setup import Experiment
 from fda_jax.training import devices, feed
 from fda_jax.training.checkpoints import Checkpoints
+from fda_jax.training.flips import Signs
 from fda_jax.training.metrics import Metrics
 from fda_jax.training.state import TrainState, init_state
 from fda_jax.training.step import Batch, make_eval_step, make_train_call, make_train_step
@@ -32,12 +34,19 @@ class Progress:
     Attributes:
       state: of training.
       totals: training metrics of the epoch under way.
+      signs: of the binary weights at the end of the epoch before; None where there are none, or
+        nobody asks.
       seconds: training time so far, evaluation and compilation left out.
     """
 
     state: TrainState
     totals: Metrics
+    signs: Signs | None
     seconds: float
+
+    def arrays(self) -> tuple[TrainState, Metrics, Signs | None]:
+        """What a checkpoint holds."""
+        return self.state, self.totals, self.signs
 
 
 class Evaluator:
@@ -61,10 +70,24 @@ class Evaluator:
 
 
 class Trainer:
-    """The loop: calls, epochs, checkpoints."""
+    """The loop: calls, epochs, checkpoints.
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, checkpoints: Checkpoints) -> None:
+    Args:
+      experiment: what is trained.
+      folder: where the metrics go.
+      checkpoints: of the run, from the newest of which it goes on.
+      predecessor: where the run starts if it has no checkpoint yet; None for random weights.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        folder: RunFolder,
+        checkpoints: Checkpoints,
+        predecessor: Predecessor | None = None,
+    ) -> None:
         self._experiment = experiment
+        self._predecessor = predecessor
         self._plan = experiment.plan
         self._folder = folder
         self._checkpoints = checkpoints
@@ -149,6 +172,7 @@ class Trainer:
                 **shared,
                 "split": "train",
                 **train_means,
+                **self._flips(progress),
                 "learning_rate": float(np.asarray(self._experiment.schedule(step - 1))),
                 "progress": (step - 1) / plan.total_steps,
                 "seconds": progress.seconds,
@@ -170,22 +194,32 @@ class Trainer:
         if last or new_best is not None or epoch % plan.checkpoint_every_epochs == 0:
             self._save(progress, new_best=new_best)
 
+    def _flips(self, progress: Progress) -> dict[str, float]:
+        """The share of binary weights that flipped in the epoch; the next is measured from here."""
+        before = progress.signs
+        progress.signs = _signs(self._experiment, progress.state)
+        if before is None or progress.signs is None:
+            return {}
+        return {"flips": progress.signs.share_flipped_since(before)}
+
     def _save(self, progress: Progress, *, new_best: float | None = None) -> None:
         self._checkpoints.save(
             int(progress.state.step),
-            (progress.state, progress.totals),
+            progress.arrays(),
             {"seconds": progress.seconds},
             new_best=new_best,
         )
 
     def _restore(self) -> Progress:
         """The newest checkpoint, or the start; on the devices."""
-        progress = start(self._experiment)
         latest = self._checkpoints.latest_step()
+        values = None
+        if self._predecessor is not None and latest is None:
+            values = self._predecessor.values(self._experiment)
+        progress = start(self._experiment, values)
         if latest is not None:
-            like = (progress.state, progress.totals)
-            (state, totals), notes = self._checkpoints.restore(like, latest)
-            progress = Progress(state, totals, notes["seconds"])
+            arrays, notes = self._checkpoints.restore(progress.arrays(), latest)
+            progress = Progress(*arrays, seconds=notes["seconds"])
         progress.state, progress.totals = devices.replicate((progress.state, progress.totals))
         return progress
 
@@ -199,6 +233,8 @@ class Trainer:
         )
         if step:
             self._terminal.line(f"going on from step {step} of {plan.total_steps}")
+        elif self._predecessor is not None:
+            self._terminal.line(f"starting from the parameters of {self._predecessor.path}")
 
     def _fail(self, progress: Progress, call: feed.Call, item: feed.Feed) -> None:
         """Say which step and layer gave a number that is not finite, and stop."""
@@ -257,16 +293,23 @@ def _key(experiment: Experiment, purpose: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(experiment.seed), purpose)
 
 
-def start(experiment: Experiment) -> Progress:
-    """Before the first step: random weights from the seed, no metrics, no time."""
+def start(experiment: Experiment, values: Mapping[str, Any] | None = None) -> Progress:
+    """Before the first step: no metrics, no time, and weights of a seed or the values given."""
     state = init_state(
         experiment.model,
         experiment.optimizer,
         _key(experiment, INIT),
         experiment.dataset.image_shape_hwc,
         with_ema=experiment.ema_decay > 0,
+        values=values,
     )
-    return Progress(state, Metrics.zero(), 0.0)
+    return Progress(state, Metrics.zero(), _signs(experiment, state), seconds=0.0)
+
+
+def _signs(experiment: Experiment, state: TrainState) -> Signs | None:
+    if experiment.signs is None:
+        return None
+    return experiment.signs({"params": state.params, "batch_stats": state.batch_stats})
 
 
 def best_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

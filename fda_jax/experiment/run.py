@@ -1,32 +1,40 @@
 """One experiment, from configuration to result; reads like a paragraph."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from fda_jax.experiment import setup
+from fda_jax.experiment import setup, stages
 from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
+from fda_jax.experiment.inherit import Predecessor, check_stages
 from fda_jax.experiment.logs import duration
 from fda_jax.experiment.loop import Evaluator, Stop, Trainer, best_row, make_terminal, start
+from fda_jax.experiment.setup import Experiment
 from fda_jax.training import devices
 from fda_jax.training.checkpoints import Checkpoints
 
 
-def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, Any] | None:
+def train(
+    config: Mapping[str, Any], workdir: str | Path, *, stop: Stop | None = None
+) -> dict[str, Any] | None:
     """Train as a configuration says, or go on where a stopped run of it stands.
 
     A run that was killed at any moment and started again ends with the same parameters and
-    metrics, bit for bit, as one that was never stopped, on the same kind of device.
+    metrics, bit for bit, as one that was never stopped, on the same kind of device. A run in stages
+    is an ordinary run for each of them, in folders inside its own, see `stages.split`.
 
     Args:
       config: nested mapping, see configs/base.py.
       workdir: the run's folder; made if it is missing.
+      stop: of a caller that listens to signals for several runs; None listens for this one.
 
     Returns:
-      The content of result.json, or None if SIGTERM stopped the run before its end.
+      The content of result.json, or None if SIGTERM stopped the run before its end. Of a run in
+      stages it is what the last stage came to, at the cost of all of them.
 
     Raises:
       ValueError: the configuration or the data cannot run.
@@ -34,8 +42,20 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, Any] | No
       CheckpointError: a checkpoint cannot be written or read.
       NonFiniteError: a loss or a gradient is not finite.
     """
-    experiment = setup.build(config)
-    folder = RunFolder(Path(workdir), is_writer=jax.process_index() == 0)
+    parts = stages.split(config)
+    if parts:
+        return _train_stages(config, parts, _folder(workdir), stop)
+    return _train_run(config, setup.build(config), _folder(workdir), stop)
+
+
+def _train_run(
+    config: Mapping[str, Any], experiment: Experiment, folder: RunFolder, stop: Stop | None
+) -> dict[str, Any] | None:
+    predecessor = None
+    if config["train"]["init_from"]:
+        predecessor = Predecessor(config["train"]["init_from"], folder.path)
+        if not folder.has_checkpoint():
+            predecessor.check(experiment)
     folder.claim(config)
     finished = folder.read("result.json")
     if finished is not None:
@@ -44,8 +64,8 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, Any] | No
     folder.write("environment.json", environment())
     checkpoints = Checkpoints(folder.checkpoints)
     try:
-        with Stop() as stop:
-            done = Trainer(experiment, folder, checkpoints).run(stop)
+        with _listening(stop) as asked:
+            done = Trainer(experiment, folder, checkpoints, predecessor).run(asked)
     finally:
         checkpoints.close()
     if not done:
@@ -57,8 +77,60 @@ def train(config: Mapping[str, Any], workdir: str | Path) -> dict[str, Any] | No
     return result
 
 
+def _train_stages(
+    config: Mapping[str, Any],
+    parts: Sequence[Mapping[str, Any]],
+    folder: RunFolder,
+    stop: Stop | None,
+) -> dict[str, Any] | None:
+    places = stages.folders(folder.path, config)
+    experiments = _build_stages(parts, [place.name for place in places])
+    folder.claim(config)
+    terminal = make_terminal(experiments[-1])
+    finished = folder.read("result.json")
+    if finished is not None:
+        terminal.line(f"{folder.path} is finished already: {_summary(finished)}")
+        return finished
+    folder.write("environment.json", environment())
+    results = []
+    with _listening(stop) as asked:
+        for part, experiment, place in zip(parts, experiments, places, strict=True):
+            if devices.any_process(asked.asked):
+                terminal.line(f"stopped by a signal before {place.name}: the same command goes on")
+                return None
+            terminal.line(f"{place.name} of {len(places)}")
+            result = _train_run(part, experiment, _folder(place), asked)
+            if result is None:
+                return None
+            results.append(result)
+            devices.wait_for_all(f"the result of {place.name} is written")
+    result = {**results[-1], "config": dict(config)}
+    for key in ("epochs", "steps", "seconds"):
+        result[key] = sum(part[key] for part in results)
+    result["best_epoch"] += result["epochs"] - results[-1]["epochs"]
+    folder.write("result.json", result)
+    terminal.line(f"all stages: {_summary(result)}")
+    return result
+
+
+def _build_stages(parts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Experiment]:
+    """Every stage is built before the first one trains, so that none is refused hours later."""
+    experiments: list[Experiment] = []
+    for part, name in zip(parts, names, strict=True):
+        is_shared = bool(experiments) and part["data"] == parts[0]["data"]
+        shared = experiments[0].dataset if is_shared else None
+        try:
+            experiments.append(setup.build(part, dataset=shared))
+        except ValueError as error:
+            raise setup.ConfigError(f"in {name}: {error}") from error
+    check_stages(names, experiments)
+    return experiments
+
+
 def evaluate(config: Mapping[str, Any] | None, workdir: str | Path) -> dict[str, dict[str, float]]:
     """Evaluate the last and the best checkpoint of a run with pure 1-bit inference.
+
+    Of a run in stages these are the last stage's.
 
     Args:
       config: of the run, or None to take the one in the folder.
@@ -71,15 +143,20 @@ def evaluate(config: Mapping[str, Any] | None, workdir: str | Path) -> dict[str,
       WorkdirError: there is no run, or no checkpoint, in the folder.
       ValueError, CheckpointError: as `train`.
     """
-    folder = RunFolder(Path(workdir), is_writer=jax.process_index() == 0)
+    folder = _folder(workdir)
     recorded = folder.read("config.json")
     if recorded is None:
         raise WorkdirError(
-            f"the folder {folder.path} holds no run (no config.json): give the --workdir of one"
+            f"the folder {folder.path} holds no run (no config.json): give the --workdir of one, "
+            "or train it first"
         )
     if config is not None:
         folder.claim(config)
-    experiment = setup.build(recorded if config is None else config)
+    settings: Mapping[str, Any] = recorded if config is None else config
+    parts = stages.split(settings)
+    if parts:
+        return evaluate(parts[-1], stages.folders(folder.path, settings)[-1])
+    experiment = setup.build(settings)
     checkpoints = Checkpoints(folder.checkpoints)
     evaluator = Evaluator(experiment)
     progress = start(experiment)
@@ -87,7 +164,7 @@ def evaluate(config: Mapping[str, Any] | None, workdir: str | Path) -> dict[str,
     for name, step in (("last", checkpoints.latest_step()), ("best", checkpoints.best_step())):
         if step is None:
             continue
-        (state, _), _ = checkpoints.restore((progress.state, progress.totals), step)
+        (state, *_), _ = checkpoints.restore(progress.arrays(), step)
         means = evaluator(devices.replicate(state)).means()
         answers[name] = {"step": step, **means}
         make_terminal(experiment).line(
@@ -98,6 +175,14 @@ def evaluate(config: Mapping[str, Any] | None, workdir: str | Path) -> dict[str,
     if not answers:
         raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
     return answers
+
+
+def _listening(stop: Stop | None) -> AbstractContextManager[Stop]:
+    return Stop() if stop is None else nullcontext(stop)
+
+
+def _folder(workdir: str | Path) -> RunFolder:
+    return RunFolder(Path(workdir), is_writer=jax.process_index() == 0)
 
 
 def _result(config: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:

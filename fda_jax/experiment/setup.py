@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from fda_jax import data, models
-from fda_jax.layers import lookup, make_method
+from fda_jax.layers import Method, lookup, make_method
 from fda_jax.training import devices
+from fda_jax.training.flips import Signs, make_signs
 from fda_jax.training.optimizer import make_optimizer, make_schedule
 from fda_jax.training.plan import Plan, choose, require
 from fda_jax.training.step import Preprocessing
@@ -22,8 +23,15 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 GROUPS = ("model", "method", "data", "augment", "train", "optimizer", "eval", "checkpoint")
 
 PLAN_KEYS = {
-    "train": ("epochs", "batch_size", "steps_per_call", "label_smoothing", "ema_decay"),
-    "eval": ("batch_size", "every_epochs"),
+    "train": (
+        "epochs",
+        "batch_size",
+        "steps_per_call",
+        "label_smoothing",
+        "ema_decay",
+        "init_from",
+    ),
+    "eval": ("batch_size", "every_epochs", "flips"),
     "checkpoint": ("every_epochs",),
 }
 
@@ -46,6 +54,7 @@ class Experiment:
       preprocessing: from stored pixels to the network's input.
       label_smoothing: of the training loss.
       ema_decay: of the moving averages; 0 for none.
+      signs: reads the signs of the binary weights, see `flips.make_signs`; None where nobody asks.
     """
 
     seed: int
@@ -57,13 +66,15 @@ class Experiment:
     preprocessing: Preprocessing
     label_smoothing: float
     ema_decay: float
+    signs: Callable[[Mapping[str, Any]], Signs | None] | None
 
 
-def build(config: Mapping[str, Any]) -> Experiment:
+def build(config: Mapping[str, Any], *, dataset: data.Dataset | None = None) -> Experiment:
     """Build every object of a run, or refuse the configuration.
 
     Args:
       config: nested mapping with the groups of configs/base.py.
+      dataset: the configuration's own where it is loaded already.
 
     Returns:
       An `Experiment`.
@@ -72,18 +83,26 @@ def build(config: Mapping[str, Any]) -> Experiment:
       ConfigError: an unknown or missing key.
       ValueError: a value out of its range, or data that do not fit.
     """
-    unknown = sorted(set(config) - {"seed", *GROUPS})
-    missing = sorted({"seed", *GROUPS} - set(config))
+    unknown = sorted(set(config) - {"seed", "stages", *GROUPS})
+    missing = sorted({"seed", "stages", *GROUPS} - set(config))
     if unknown or missing:
         raise ConfigError(
             f"the configuration has unknown groups {unknown} and lacks {missing}: "
-            f"it needs exactly seed, {', '.join(GROUPS)} (see configs/base.py)"
+            f"it needs exactly seed, stages, {', '.join(GROUPS)} (see configs/base.py)"
         )
-    _check_method(**config["method"])
-    dataset = _spread("data", data.load, config["data"])
+    if config["stages"]:
+        raise ConfigError(
+            f"the configuration has the stages {', '.join(config['stages'])}, which are an "
+            "experiment each: build those that stages.split returns"
+        )
+    method = _make_method(**config["method"])
+    dataset = load_data(config) if dataset is None else dataset
     plan = _make_plan(dataset, config)
-    model = _spread("model", _make_model, config["model"], dataset=dataset, method=config["method"])
-    schedule, optimizer = _spread("optimizer", _make_optimizer, config["optimizer"], plan=plan)
+    model = _spread("model", _make_model, config["model"], dataset=dataset, method=method)
+    schedule, optimizer = _spread(
+        "optimizer", _make_optimizer, config["optimizer"], plan=plan, method=method
+    )
+    _check_start(method, config["train"]["init_from"])
     label_smoothing = float(config["train"]["label_smoothing"])
     ema_decay = float(config["train"]["ema_decay"])
     for key, value in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
@@ -98,7 +117,24 @@ def build(config: Mapping[str, Any]) -> Experiment:
         preprocessing=_spread("augment", _make_preprocessing, config["augment"], dataset=dataset),
         label_smoothing=label_smoothing,
         ema_decay=ema_decay,
+        signs=make_signs(model, dataset.image_shape_hwc) if config["eval"]["flips"] else None,
     )
+
+
+def load_data(config: Mapping[str, Any]) -> data.Dataset:
+    """Load a configuration's data set.
+
+    Args:
+      config: as of `build`.
+
+    Returns:
+      A `data.Dataset`.
+
+    Raises:
+      ConfigError: an unknown or missing key.
+      ValueError: the data are missing or damaged.
+    """
+    return _spread("data", data.load, config["data"])
 
 
 def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
@@ -123,21 +159,31 @@ def _steps_per_call(asked: int) -> int:
     return asked or (1 if jax.default_backend() == "cpu" else 50)
 
 
-def _check_method(*, name: str, **knobs: Any) -> None:
-    make_method(name, **knobs)
+def _make_method(*, name: str, **knobs: Any) -> Method:
+    return make_method(name, **knobs)
 
 
-def _make_model(
-    *, dataset: data.Dataset, method: Mapping[str, Any], name: str, dtype: str
-) -> nn.Module:
+def _check_start(method: Method, init_from: str) -> None:
+    if not isinstance(init_from, str):
+        raise ConfigError(
+            f"train.init_from is {init_from!r}: set --config.train.init_from to the folder of a "
+            'finished run, or to ""'
+        )
+    if method.predecessor and not init_from:
+        raise ConfigError(
+            f"{method.predecessor}: set --config.train.init_from to the folder of a finished run, "
+            "or let config.stages train both (see STAGES in configs/methods.py)"
+        )
+
+
+def _make_model(*, dataset: data.Dataset, method: Method, name: str, dtype: str) -> nn.Module:
     choose("model.dtype", dtype, tuple(DTYPES))
     lookup(models.MODELS, name, "network")
     models.check_image_shape(name, dataset.image_shape_hwc)
-    knobs = dict(method)
     return models.build(
         name,
         num_classes=dataset.num_classes,
-        method=make_method(knobs.pop("name"), **knobs),
+        method=method,
         dtype=DTYPES[dtype],
         axis_name=devices.AXIS,
     )
@@ -146,6 +192,7 @@ def _make_model(
 def _make_optimizer(
     *,
     plan: Plan,
+    method: Method,
     learning_rate: float,
     schedule: str,
     warmup_epochs: float,
@@ -174,6 +221,8 @@ def _make_optimizer(
         weight_decay=weight_decay,
         decay_groups=decay_groups,
         clip_norm=clip_norm,
+        latent_rule=method.latent_rule,
+        total_steps=plan.total_steps,
     )
 
 

@@ -5,10 +5,11 @@ import json
 import os
 import shlex
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from fda_jax.experiment import stages
 from fda_jax.experiment.folder import FREE_KEYS, RunFolder, WorkdirError, read_metrics
 
 COLUMNS = (
@@ -28,7 +29,7 @@ _NUMBERS = {2, 3, 4, 5, 6, 7}
 # Settings that the heading or another column shows already.
 _SHOWN_ELSEWHERE = ("method.name", "model.name", "data.name", "train.epochs")
 _UNKNOWN = "-"
-_LEGEND = (
+LEGEND = (
     "Last is the test accuracy after the last epoch. Best is the highest of all epochs; it is "
     "picked on the test set itself and so is optimistic: compare methods by last."
 )
@@ -53,11 +54,13 @@ class Run:
       best_epoch: the first with that accuracy.
       train_loss: mean over the last epoch.
       images_per_second: of training.
+      seconds_per_step: of training; known of a finished run.
       device: kind, and how many if more than one.
       revision: of the code.
       command: that started it, without the places of a machine.
       accuracy_curve: (epoch, test accuracy in [0, 1]) pairs.
       loss_curve: (epoch, mean training loss) pairs.
+      flips_curve: (epoch, share of binary weights that changed their sign) pairs, where counted.
     """
 
     name: str
@@ -74,11 +77,13 @@ class Run:
     best_epoch: int | None
     train_loss: float | None
     images_per_second: float | None
+    seconds_per_step: float | None
     device: str | None
     revision: str | None
     command: str | None
     accuracy_curve: Sequence[tuple[int, float]]
     loss_curve: Sequence[tuple[int, float]]
+    flips_curve: Sequence[tuple[int, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +158,11 @@ def markdown(groups: Iterable[Group]) -> str:
     Returns:
       The text, from its first heading to its last line.
     """
-    parts = ["# Runs", _LEGEND]
+    parts = ["# Runs", LEGEND]
     for group in groups:
         parts += [
             f"## {group.network} on {group.dataset}",
-            _table([row for part in group.configurations for row in _rows(part)]),
+            table(COLUMNS, [row for part in group.configurations for row in _rows(part)], _NUMBERS),
             "Made by:",
             _commands(group),
         ]
@@ -208,7 +213,8 @@ def _read_run(path: Path, name: str) -> Run:
         )
     surroundings = _read(path, "environment.json") or {}
     try:
-        reached = _reached(read_metrics(path), _read(path, "result.json"))
+        rows, epochs_before = _metrics(path, config)
+        reached = _reached(rows, _read(path, "result.json"), epochs_before)
         return Run(name=name, **_wanted(config), **reached, **_made_with(surroundings))
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise WorkdirError(
@@ -239,13 +245,30 @@ def _wanted(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reached(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None) -> dict[str, Any]:
+def _metrics(path: Path, config: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a run, its stages' joined with their epochs counted through; and the number of
+    epochs before the last stage, whose accuracies alone are the run's."""
+    places = stages.folders(path, config)
+    if places == [path]:
+        return read_metrics(path), 0
+    rows, before, lengths = [], 0, [part["train"]["epochs"] for part in stages.split(config)]
+    for place, epochs in zip(places, lengths, strict=True):
+        rows += [{**row, "epoch": row["epoch"] + before} for row in read_metrics(place)]
+        before += epochs
+    return rows, before - lengths[-1]
+
+
+def _reached(
+    rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None, epochs_before: int
+) -> dict[str, Any]:
     """The fields of a Run that its metrics and its result give."""
     trains = [row for row in rows if row["split"] == "train"]
     last = trains[-1] if trains else {"epoch": 0, "loss": None, "images_per_second": None}
     accuracies = [(row["epoch"], row["accuracy"]) for row in rows if row["split"] == "test"]
     # The result was written at the end, once; the metrics may have lost their last line since.
-    outcome = _outcome(last, accuracies) if result is None else result
+    outcome = result
+    if outcome is None:
+        outcome = _outcome(last, [pair for pair in accuracies if pair[0] > epochs_before])
     return {
         "epochs": outcome["epochs"],
         "is_finished": result is not None,
@@ -254,8 +277,11 @@ def _reached(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None
         "best_epoch": outcome["best_epoch"],
         "train_loss": last["loss"],
         "images_per_second": outcome["images_per_second"],
+        # A run of a single call has no time without compilation, and says 0.
+        "seconds_per_step": result and (result["seconds"] / result["steps"] or None),
         "accuracy_curve": accuracies,
         "loss_curve": [(row["epoch"], row["loss"]) for row in trains],
+        "flips_curve": [(row["epoch"], row["flips"]) for row in trains if "flips" in row],
     }
 
 
@@ -353,17 +379,17 @@ def _rows(configuration: Configuration) -> list[list[str]]:
 
 
 def _row(run: Run, label: str) -> list[str]:
-    best = _number(run.best_accuracy, 100, ".2f")
+    best = number(run.best_accuracy, 100, ".2f")
     return [
         run.name,
         label,
         str(run.seed),
         f"{run.epochs}/{run.planned_epochs}" + ("" if run.is_finished else ", unfinished"),
-        _number(run.last_accuracy, 100, ".2f"),
+        number(run.last_accuracy, 100, ".2f"),
         best if run.best_epoch is None else f"{best} (epoch {run.best_epoch})",
-        _number(run.train_loss, 1, ".4f"),
+        number(run.train_loss, 1, ".4f"),
         # A run of a single call has no time without compilation, and says 0.
-        _number(run.images_per_second or None, 1, ",.0f"),
+        number(run.images_per_second or None, 1, ",.0f"),
         run.device or _UNKNOWN,
         run.revision or _UNKNOWN,
     ]
@@ -385,19 +411,29 @@ def _mean_row(finished: Sequence[Run], total: int, label: str) -> list[str]:
     ]
 
 
-def _number(value: float | None, factor: float, form: str) -> str:
+def number(value: float | None, factor: float, form: str) -> str:
+    """A value times a factor as text of this format; "-" where it is not known."""
     return _UNKNOWN if value is None else format(factor * value, form)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in a terminal, too."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (COLUMNS, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(COLUMNS))]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int]) -> str:
+    """A Markdown table whose columns line up in a terminal, too.
+
+    Args:
+      header: names of the columns.
+      rows: cells.
+      numbers: positions of columns that are set flush right.
+
+    Returns:
+      The lines of the table.
+    """
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = [
-        [cell.rjust(w) if i in _NUMBERS else cell.ljust(w) for i, (cell, w) in enumerate(pairs)]
+        [cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(pairs)]
         for pairs in (list(zip(row, widths, strict=True)) for row in cells)
     ]
-    rule = ["-" * (w - 1) + (":" if i in _NUMBERS else "-") for i, w in enumerate(widths)]
+    rule = ["-" * (w - 1) + (":" if i in numbers else "-") for i, w in enumerate(widths)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 

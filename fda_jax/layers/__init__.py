@@ -2,6 +2,7 @@
 
 from fda_jax.layers.binary import BinaryConv, BinaryDense
 from fda_jax.layers.methods import METHODS, Method, lookup, make_method
+from fda_jax.layers.nonlinearities import NONLINEARITIES, nonlinearity
 from fda_jax.layers.quantizers import (
     ActivationQuantizer,
     Noise,
@@ -13,6 +14,7 @@ from fda_jax.layers.quantizers import (
 
 __all__ = [
     "METHODS",
+    "NONLINEARITIES",
     "ActivationQuantizer",
     "BinaryConv",
     "BinaryDense",
@@ -23,5 +25,6 @@ __all__ = [
     "WeightQuantizer",
     "lookup",
     "make_method",
+    "nonlinearity",
     "weight_scale",
 ]

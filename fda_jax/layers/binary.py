@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax.layers.methods import Method, make_method
-from fda_jax.layers.quantizers import ActivationQuantizer, WeightQuantizer
+from fda_jax.layers.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
 
 class BinaryConv(nn.Module):
@@ -24,7 +24,7 @@ class BinaryConv(nn.Module):
       dtype: of the computation; latent weights stay float32.
 
     Parameters: `latent_kernel` (height, width, in, out), or `kernel` where the method keeps the
-    weights real; `weight/noise` and `activation/noise` where it has noise modules.
+    weights real; those of the method's quantizers below `weight`, `activation` and `output`.
     """
 
     features: int
@@ -40,13 +40,14 @@ class BinaryConv(nn.Module):
         """Convolve a (batch, height, width, channels); see the class."""
         shape = (*self.kernel_size, a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
-        return jax.lax.conv_general_dilated(
+        y = jax.lax.conv_general_dilated(
             binary_a,
             binary_w,
             window_strides=(self.strides, self.strides),
             padding=[((size - 1) // 2, size // 2) for size in self.kernel_size],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+        return _output(self, y)
 
 
 class BinaryDense(nn.Module):
@@ -73,7 +74,7 @@ class BinaryDense(nn.Module):
         """Multiply a (..., inputs); see the class."""
         shape = (a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
-        return binary_a @ binary_w
+        return _output(self, binary_a @ binary_w)
 
 
 def _operands(
@@ -91,10 +92,26 @@ def _operands(
     # At initialisation the noise modules must exist whatever `train` is, or a network set up for
     # inference could not be trained.
     train = train or layer.is_initializing()
-    quantize_a = ActivationQuantizer(method.activation, name="activation", parent=layer)
-    quantize_w = WeightQuantizer(method.weight, name="weight", parent=layer)
+    quantize_a = _quantizer(layer, ActivationQuantizer, method.activation, "activation")
+    quantize_w = _quantizer(layer, WeightQuantizer, method.weight, "weight")
     binary_w = quantize_w(w, train=train, progress=progress)
     if not layer.is_initializing():
         layer.sow("effective_weights", "kernel", binary_w)
     binary_a = quantize_a(a.astype(layer.dtype), train=train, progress=progress)
     return binary_a, binary_w.astype(layer.dtype)
+
+
+def _quantizer(
+    layer: nn.Module,
+    ordinary: type[ActivationQuantizer] | type[WeightQuantizer],
+    quantizer: Quantizer | nn.Module | None,
+    name: str,
+) -> nn.Module:
+    if isinstance(quantizer, nn.Module):
+        return quantizer.clone(name=name, parent=layer)
+    return ordinary(quantizer, name=name, parent=layer)
+
+
+def _output(layer: BinaryConv | BinaryDense, y: jax.Array) -> jax.Array:
+    template = make_method(layer.method).output
+    return y if template is None else template.clone(name="output", parent=layer)(y)

@@ -12,8 +12,29 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TypeVar
 
+import flax.linen as nn
+
 from fda_jax import ops
+from fda_jax.layers.adaptive import AdaptiveActivations, AdaptiveWeights
+from fda_jax.layers.bases import ActivationBases, WeightBases
+from fda_jax.layers.clamp import RectifiedClampWeights
+from fda_jax.layers.mapping import MappedWeights
+from fda_jax.layers.multibit import UniformWeights
+from fda_jax.layers.nonlinearities import NETWORK, NONLINEARITIES
+from fda_jax.layers.normalize import CenteredWeights, StandardizedFilters
+from fda_jax.layers.outputs import OutputScale
+from fda_jax.layers.penalties import TowardsScale
+from fda_jax.layers.projection import ProjectedWeights
 from fda_jax.layers.quantizers import Noise, Quantizer
+from fda_jax.layers.rotation import RotatedWeights
+from fda_jax.layers.samples import StandardizedSamples
+from fda_jax.layers.shift import ShiftedSign
+from fda_jax.layers.sines import SinePenalty
+from fda_jax.layers.soft import LearnedDSQ
+
+ACTIVATION_LEVELS = ("sign", "unsigned")
+LNS_STAGES = ("sign", "mapping")
+ACTIVATIONS = ("binary", "real")
 
 T = TypeVar("T")
 
@@ -22,13 +43,32 @@ T = TypeVar("T")
 class Method:
     """How a network's hidden layers become binary.
 
+    A quantizer is a `Quantizer`, or, where a method needs parameters or a state of its own, an
+    unbound flax.linen module with `__call__(x, *, train, progress)` that serves as a template:
+    each layer makes its own copy.
+
     Attributes:
-      weight: of the latent weights; None keeps them real.
-      activation: of the layer's input; None keeps it real.
+      weight: of the latent weights (..., filters); None keeps them real.
+      activation: of the layer's input (..., channels); None keeps it real.
+      nonlinearity: behind each binary layer, of `NONLINEARITIES`; "network" for the network's own.
+      output: template of a module y -> y behind each binary layer; None for none.
+      latent_rule: what becomes of the optimizer's step on latent weights; None takes it as it is.
+      predecessor: why this stage cannot start from random weights; "" where it can.
+
+    Raises:
+      ValueError: an unknown nonlinearity.
     """
 
-    weight: Quantizer | None
-    activation: Quantizer | None
+    weight: Quantizer | nn.Module | None
+    activation: Quantizer | nn.Module | None
+    nonlinearity: str = NETWORK
+    output: nn.Module | None = None
+    latent_rule: ops.LatentRule | None = None
+    predecessor: str = ""
+
+    def __post_init__(self) -> None:
+        if self.nonlinearity != NETWORK:
+            lookup(NONLINEARITIES, self.nonlinearity, "nonlinearity")
 
 
 def full_precision() -> Method:
@@ -42,15 +82,408 @@ def identity(*, scale: str = "layer") -> Method:
     return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
 
 
-def ste(*, scale: str = "layer", window: float = 1.0) -> Method:
+def ste(
+    *,
+    scale: str = "layer",
+    window: float = 1.0,
+    noise: str = "none",
+    noise_scale: float = 0.1,
+    noise_shortcut: str = "sine",
+    noise_shortcut_slope: float = 0.1,
+    noise_reduction: int = 64,
+) -> Method:
     """Clipped straight-through estimator: the baseline that FDA-BNN is measured against."""
     rule = ops.ClippedSTE(window)
-    return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
+    module = _noise(noise, noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction)
+    return Method(weight=Quantizer(rule, scale, module), activation=Quantizer(rule, noise=module))
+
+
+def binarynet(*, window: float = 1.0) -> Method:
+    """BinaryNet (arXiv 1602.02830), Algorithm 1: latent weights clipped to [-1, 1], no scale.
+
+    The clipping is what keeps the weights' slope of 1 in bounds; for activations the window of the
+    paper's hardtanh is the slope's.
+    """
+    return Method(
+        weight=Quantizer(ops.Identity()),
+        activation=Quantizer(ops.ClippedSTE(window)),
+        latent_rule=ops.ClipLatents(),
+    )
+
+
+def dorefa(
+    *, weight_bits: int = 1, activation_bits: int = 1, activation_levels: str = "sign"
+) -> Method:
+    """DoReFa-Net (arXiv 1606.06160), Eqs. 7 to 9 and 11; gradients keep their 32 bits.
+
+    One-bit weights get the gradient of their scaled signs as it is, without the scale (Eq. 8).
+    One-bit activations are signs, as in the baseline of FDA-BNN, or, as in the paper, "unsigned":
+    {0, 1}. Those of more bits always are.
+    """
+    if activation_levels not in ACTIVATION_LEVELS:
+        raise ValueError(
+            f"activation_levels is {activation_levels!r}: use one of {', '.join(ACTIVATION_LEVELS)}"
+        )
+    scaled_signs = Quantizer(ops.Scaled(ops.Identity(), "layer"))
+    signs = activation_bits == 1 and activation_levels == "sign"
+    levels = ops.ClippedSTE() if signs else ops.UniformActivation(activation_bits)
+    return Method(
+        weight=scaled_signs if weight_bits == 1 else UniformWeights(weight_bits),
+        activation=Quantizer(levels),
+    )
+
+
+def xnor_net(*, scale: str = "filter") -> Method:
+    """XNOR-Net (arXiv 1603.05279): centred weights, a scale that the gradient flows through.
+
+    Without the scale K of the activations, which costs a convolution at inference and which public
+    implementations leave out.
+    """
+    rule = ops.ClippedSTE()
+    return Method(
+        weight=Quantizer(rule, scale, normalize=CenteredWeights(), scale_gradient=True),
+        activation=Quantizer(rule),
+    )
+
+
+def xnor_net_pp(*, scale_shape: str = "channel_height_width") -> Method:
+    """XNOR-Net++ (arXiv 1909.13863): no scale of the weights, a learned one of the output."""
+    rule = ops.ClippedSTE()
+    return Method(
+        weight=Quantizer(rule), activation=Quantizer(rule), output=OutputScale(scale_shape)
+    )
+
+
+def tbn(*, scale: str = "filter", threshold: float = 0.4, window: float = 1.0) -> Method:
+    """TBN (Wan et al., ECCV 2018): XNOR-Net's binary weights, activations in {-1, 0, 1}.
+
+    The slope of the weights has no window, as in the authors' code.
+    """
+    return Method(
+        weight=Quantizer(ops.Identity(), scale),
+        activation=Quantizer(ops.Ternary(threshold, window)),
+    )
+
+
+def hwgq(*, scale: str = "filter", activation_bits: int = 2) -> Method:
+    """HWGQ (arXiv 1702.00953): XNOR-Net's binary weights, half-wave Gaussian activations.
+
+    They are the network's nonlinearity; another one in front could cut off their upper levels.
+    """
+    return Method(
+        weight=Quantizer(ops.ClippedSTE(), scale),
+        activation=Quantizer(ops.HalfWaveGaussian(activation_bits)),
+        nonlinearity="none",
+    )
 
 
 def bireal(*, scale: str = "filter") -> Method:
-    """Bi-Real Net: ApproxSign for activations, clipped STE and a scale per filter for weights."""
-    return Method(weight=Quantizer(ops.ClippedSTE(), scale), activation=Quantizer(ops.ApproxSign()))
+    """Bi-Real Net (arXiv 1808.00278): ApproxSign, and no nonlinearity but the sign."""
+    return Method(
+        weight=Quantizer(ops.ClippedSTE(), scale),
+        activation=Quantizer(ops.ApproxSign()),
+        nonlinearity="none",
+    )
+
+
+def bireal_prelu(*, scale: str = "filter") -> Method:
+    """Bi-Real Net with PReLU: FDA-BNN's baseline on ImageNet."""
+    return dataclasses.replace(bireal(scale=scale), nonlinearity="prelu")
+
+
+def bnn_plus(
+    *,
+    scale: str = "filter",
+    beta: float = 5.0,
+    regularizer: str = "l1",
+    regularizer_weight: float = 1e-6,
+    noise: str = "none",
+    noise_scale: float = 0.1,
+    noise_shortcut: str = "sine",
+    noise_shortcut_slope: float = 0.1,
+    noise_reduction: int = 64,
+) -> Method:
+    """BNN+ (arXiv 1812.11800): SignSwish, and weights drawn towards their scale.
+
+    Beta is trained in the paper and a constant here; the regulariser's weight is our choice.
+    """
+    rule = ops.SignSwish(beta)
+    module = _noise(noise, noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction)
+    penalty = None if regularizer == "none" else TowardsScale(regularizer, regularizer_weight)
+    return Method(
+        weight=Quantizer(rule, scale, module, penalty=penalty),
+        activation=Quantizer(rule, noise=module),
+    )
+
+
+def dsq(
+    *,
+    scale: str = "layer",
+    alpha: float = 0.2,
+    window: float = 1.0,
+    learnable: bool = False,
+    noise: str = "none",
+    noise_scale: float = 0.1,
+    noise_shortcut: str = "sine",
+    noise_shortcut_slope: float = 0.1,
+    noise_reduction: int = 64,
+) -> Method:
+    """DSQ (arXiv 1908.05033) for one bit: alpha and the clipping range held fixed, or trained.
+
+    The paper trains them; `learnable` does, from the same values.
+    """
+    if learnable:
+        if noise != "none":
+            raise ValueError(
+                f"noise is {noise!r}, but a DSQ that is trained takes no noise module: "
+                "use learnable=False or noise='none'"
+            )
+        return Method(weight=LearnedDSQ(alpha, window, scale), activation=LearnedDSQ(alpha, window))
+    rule = ops.DSQ(alpha, window)
+    module = _noise(noise, noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction)
+    return Method(weight=Quantizer(rule, scale, module), activation=Quantizer(rule, noise=module))
+
+
+def quantization_networks(
+    *,
+    scale: str = "learned",
+    temperature_start: float = 10.0,
+    temperature_end: float = 30.0,
+) -> Method:
+    """Quantization Networks (arXiv 1911.09464): a steepening sigmoid forward, a learned scale.
+
+    The authors start from a trained real network and end at a temperature of 1000, whose slopes
+    are too large for one that starts from random weights. The scale is one a filter, where the
+    paper has one a layer; its scale inside the sigmoid, the temperature's unit, is 1.
+    """
+    rule = ops.SigmoidSum(temperature_start, temperature_end)
+    return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
+
+
+def irnet(*, scale: str = "power_of_two", t_start: float = 1e-3, t_end: float = 10.0) -> Method:
+    """IR-Net (arXiv 1909.10788): standardized filters, shifts for scales, a decaying error."""
+    rule = ops.EDE(t_start, t_end)
+    return Method(
+        weight=Quantizer(rule, scale, normalize=StandardizedFilters()), activation=Quantizer(rule)
+    )
+
+
+def resnete(*, window: float = 1.25) -> Method:
+    """ResNetE (arXiv 1906.08637): a wider window, no scale, no nonlinearity but the sign.
+
+    Latent weights are clipped to the window, as in larq's model.
+    """
+    rule = ops.ClippedSTE(window)
+    return Method(
+        weight=Quantizer(rule),
+        activation=Quantizer(rule),
+        nonlinearity="none",
+        latent_rule=ops.ClipLatents(window),
+    )
+
+
+def bop(*, threshold: float = 1e-8, gamma: float = 1e-4, window: float = 1.0) -> Method:
+    """Bop (arXiv 1906.02107): weights are signs that flip, whatever the optimizer."""
+    return Method(
+        weight=Quantizer(ops.Identity()),
+        activation=Quantizer(ops.ClippedSTE(window)),
+        latent_rule=ops.Bop(threshold, gamma),
+    )
+
+
+def reactnet(*, scale: str = "filter") -> Method:
+    """ReActNet (arXiv 2003.03488): Bi-Real Net with shifts before the sign and round a PReLU."""
+    return Method(
+        weight=Quantizer(ops.ClippedSTE(), scale),
+        activation=ShiftedSign(),
+        nonlinearity="rprelu",
+    )
+
+
+def reste(
+    *, scale: str = "layer", power_end: float = 3.0, inner: float = 0.1, window: float = 1.5
+) -> Method:
+    """ReSTE (arXiv 2308.06689): a root that grows, a scale that the gradient flows through."""
+    rule = ops.ReSTE(power_end, inner, window)
+    return Method(weight=Quantizer(rule, scale, scale_gradient=True), activation=Quantizer(rule))
+
+
+def binaryconnect(
+    *, scale: str = "layer", activations: str = "binary", window: float = 1.0
+) -> Method:
+    """BinaryConnect (arXiv 1511.00363): slope 1, latent weights clipped to [-1, 1].
+
+    The paper has no scale, and its activations are real.
+    """
+    return Method(
+        weight=Quantizer(ops.Identity(), scale),
+        activation=_activations(activations, ops.ClippedSTE(window)),
+        latent_rule=ops.ClipLatents(),
+    )
+
+
+def proxconnect(
+    *,
+    scale: str = "layer",
+    activations: str = "binary",
+    rho_start: float = 0.0,
+    rho_end: float = 2.0,
+    varrho_start: float = 0.0,
+    varrho_end: float = 0.0,
+    window: float = 1.0,
+) -> Method:
+    """ProxConnect (arXiv 2110.13220): BinaryConnect with a map that hardens into the sign."""
+    rule = ops.ProximalQuantizer(rho_start, rho_end, varrho_start, varrho_end)
+    return Method(
+        weight=Quantizer(_at_scale(rule, scale)),
+        activation=_activations(activations, ops.ClippedSTE(window)),
+    )
+
+
+def reverse_proxconnect(
+    *,
+    scale: str = "layer",
+    activations: str = "binary",
+    rho_end: float = 1e-3,
+    hard_from: float = 0.667,
+    window: float = 1.0,
+) -> Method:
+    """Reverse ProxConnect (arXiv 2110.13220): real weights, each step from the quantized ones."""
+    rule = _at_scale(ops.ProximalQuantizer(rho_end=rho_end, hard_from=hard_from), scale)
+    return Method(
+        weight=Quantizer(_at_scale(ops.Relaxed(), scale)),
+        activation=_activations(activations, ops.ClippedSTE(window)),
+        latent_rule=ops.StepFromQuantized(rule),
+    )
+
+
+def proxquant(
+    *,
+    scale: str = "layer",
+    activations: str = "binary",
+    strength: float = 2e-4,
+    hard_from: float = 0.667,
+    window: float = 1.0,
+) -> Method:
+    """ProxQuant (arXiv 1810.00861), Algorithm 1: each step starts from what it is evaluated at.
+
+    The authors' learning rate is part of the strength here.
+    """
+    pair = ops.ProximalQuantizer(rho_end=strength, varrho_end=strength, hard_from=hard_from)
+    rule = _at_scale(pair, scale)
+    return Method(
+        weight=Quantizer(rule),
+        activation=_activations(activations, ops.ClippedSTE(window)),
+        latent_rule=ops.StepFromQuantized(rule),
+    )
+
+
+def bnn_plus_plus(
+    *,
+    scale: str = "layer",
+    activations: str = "binary",
+    mu_start: float = 1.0,
+    mu_end: float = 10.0,
+) -> Method:
+    """BNN++ (arXiv 2402.17710): sign-Swish forward, its derivative backward, ever steeper.
+
+    For activations too; both become the exact sign at the end.
+    """
+    rule = ops.Synthesized(ops.SignSwish(1.0), mu_start=mu_start, mu_end=mu_end)
+    return Method(
+        weight=Quantizer(_at_scale(rule, scale)), activation=_activations(activations, rule)
+    )
+
+
+def abc_net(*, weight_bases: int = 1, activation_bases: int = 1, scale: str = "layer") -> Method:
+    """ABC-Net (arXiv 1711.11294): weights and activations as weighted sums of binary bases."""
+    return Method(
+        weight=WeightBases(weight_bases, scale), activation=ActivationBases(activation_bases)
+    )
+
+
+def pcnn(*, regularizer: float = 1e-4, window: float = 1.0) -> Method:
+    """PCNN (arXiv 1811.12755): a projection on two values by one trained matrix, and its loss."""
+    return Method(
+        weight=ProjectedWeights(regularizer), activation=Quantizer(ops.ClippedSTE(window))
+    )
+
+
+def lns(
+    *,
+    stage: str = "mapping",
+    scale: str = "filter",
+    window: float = 1.0,
+    flip_rate: float = 0.1,
+    supervision: float = 0.1,
+    reduction: int = 64,
+) -> Method:
+    """LNS (arXiv 2010.04871): first plain signs, then a learned mapping of whole filters.
+
+    `stage` is "sign" or "mapping".
+    """
+    if stage not in LNS_STAGES:
+        raise ValueError(f"stage is {stage!r}: use one of {', '.join(LNS_STAGES)}")
+    rule = ops.ClippedSTE(window)
+    if stage == "sign":
+        return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
+    return Method(
+        weight=MappedWeights(rule, scale, flip_rate, supervision, reduction),
+        activation=Quantizer(rule),
+        predecessor="the mapping of lns is taught by the signs of a run of its stage 'sign'",
+    )
+
+
+def rbnn(*, t_start: float = 1e-2, t_end: float = 10.0, refits: int = 400) -> Method:
+    """RBNN (arXiv 2009.13055): weights rotated towards their signs, a learned output scale.
+
+    The scale starts at 1, where the authors' code has the mean |w| of the filter.
+    """
+    return Method(
+        weight=RotatedWeights(ops.RotationAware(t_start, t_end), refits),
+        activation=Quantizer(
+            ops.RotationAware(t_start, t_end, sharp=True),
+            normalize=StandardizedSamples(center=True),
+        ),
+        output=OutputScale("channel"),
+    )
+
+
+def recu(*, tau_start: float = 0.85, tau_end: float = 0.99) -> Method:
+    """ReCU (arXiv 2103.12369): weights without outliers, a learned output scale.
+
+    The scale starts at 1, where the authors' code draws it from (0, 1).
+    """
+    return Method(
+        weight=RectifiedClampWeights(tau_start, tau_end),
+        activation=Quantizer(ops.ApproxSign(), normalize=StandardizedSamples()),
+        output=OutputScale("channel"),
+    )
+
+
+def adabin(*, t_start: float = 1e-3, t_end: float = 10.0) -> Method:
+    """AdaBin (arXiv 2208.08084): two values a filter, two trained ones a layer, and Maxout."""
+    return Method(
+        weight=AdaptiveWeights(ops.EDE(t_start, t_end)),
+        activation=AdaptiveActivations(),
+        nonlinearity="maxout",
+    )
+
+
+def biper(*, stage: str = "binary", frequency: float = 20.0, regularizer: float = 0.037) -> Method:
+    """BiPer (arXiv 2404.01278): first sines of the weights, then their signs.
+
+    `stage` is "real" or "binary". The learned scale is the output's and starts at 1, where the
+    authors' code draws it from (0, 1): the mean |w| says nothing of the magnitude of sines.
+    """
+    rule = ops.Periodic(frequency, stage)
+    first = "the binary stage of biper starts from the weights of its stage 'real'"
+    return Method(
+        weight=Quantizer(rule, penalty=SinePenalty(frequency, regularizer)),
+        activation=Quantizer(ops.ApproxSign(), normalize=StandardizedSamples()),
+        output=OutputScale("channel"),
+        predecessor=first if stage == "binary" else "",
+    )
 
 
 def fda(
@@ -71,12 +504,27 @@ def fda(
     `noise` is "forward" (Eq. 14), "backward" (Algorithm 1) or "none" (the sine module alone).
     """
     rule = ops.Fourier(omega, window, num_terms_start, num_terms_end)
-    module = (
-        None
-        if noise == "none"
-        else Noise(noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction, noise)
-    )
+    module = _noise(noise, noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction)
     return Method(weight=Quantizer(rule, scale, module), activation=Quantizer(rule, noise=module))
+
+
+def _noise(
+    reading: str, scale: float, shortcut: str, shortcut_slope: float, reduction: int
+) -> Noise | None:
+    if reading == "none":
+        return None
+    return Noise(scale, shortcut, shortcut_slope, reduction, reading)
+
+
+def _at_scale(rule: ops.Rule, scale: str) -> ops.Rule:
+    """A rule whose two values are +-1 ("none") or +- the mean |w| of the layer or filter."""
+    return rule if scale == "none" else ops.Scaled(rule, scale)
+
+
+def _activations(activations: str, rule: ops.Rule) -> Quantizer | None:
+    if activations not in ACTIVATIONS:
+        raise ValueError(f"activations is {activations!r}: use one of {', '.join(ACTIVATIONS)}")
+    return Quantizer(rule) if activations == "binary" else None
 
 
 METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
@@ -84,7 +532,34 @@ METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
         "full_precision": full_precision,
         "identity": identity,
         "ste": ste,
+        "binarynet": binarynet,
+        "dorefa": dorefa,
+        "xnor_net": xnor_net,
+        "xnor_net_pp": xnor_net_pp,
+        "tbn": tbn,
+        "hwgq": hwgq,
         "bireal": bireal,
+        "bireal_prelu": bireal_prelu,
+        "bnn_plus": bnn_plus,
+        "dsq": dsq,
+        "quantization_networks": quantization_networks,
+        "irnet": irnet,
+        "resnete": resnete,
+        "bop": bop,
+        "reactnet": reactnet,
+        "reste": reste,
+        "binaryconnect": binaryconnect,
+        "proxconnect": proxconnect,
+        "reverse_proxconnect": reverse_proxconnect,
+        "proxquant": proxquant,
+        "bnn_plus_plus": bnn_plus_plus,
+        "abc_net": abc_net,
+        "pcnn": pcnn,
+        "lns": lns,
+        "rbnn": rbnn,
+        "recu": recu,
+        "adabin": adabin,
+        "biper": biper,
         "fda": fda,
     }
 )

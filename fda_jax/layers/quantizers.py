@@ -1,6 +1,7 @@
 """Quantizers: from latent weights and activations to two values."""
 
 import dataclasses
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,9 @@ import jax.numpy as jnp
 
 from fda_jax import ops
 
-SCALES = ("none", "layer", "filter")
+SCALES = ("none", "layer", "filter", "power_of_two", "learned")
+# A frozen, hashable function of an operand and the progress.
+Transform = Callable[[jax.Array, jax.Array | float], jax.Array]
 NOISE_READINGS = ("forward", "backward")
 
 
@@ -46,14 +49,16 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class Quantizer:
-    """How one operand of a layer becomes binary: estimator, scale and noise.
+    """How one operand of a layer becomes binary: x -> normalize -> estimator [+ noise] -> scale.
 
     Attributes:
       estimator: the rule of `ops.binarize`.
-      scale: what multiplies the signs of weights: "none" 1, "layer" the mean of |w| over the
-        whole layer (DoReFa-Net, FDA-BNN), "filter" its mean over each output filter (XNOR-Net).
-        No gradient flows through it. Activations always use "none".
+      scale: what multiplies the signs of weights, see `weight_scale`; "learned" is a trained
+        parameter for each filter. Activations always use "none".
       noise: settings of the noise adaptation module, or None.
+      normalize: (x, progress) -> array of x's shape, applied first; None for x itself.
+      scale_gradient: whether the gradient flows through the scale's dependence on the weights.
+      penalty: (x, progress) -> scalar of the latent x, added to the training loss; None for none.
 
     Raises:
       ValueError: an unknown scale.
@@ -62,6 +67,9 @@ class Quantizer:
     estimator: ops.Rule
     scale: str = "none"
     noise: Noise | None = None
+    normalize: Transform | None = None
+    scale_gradient: bool = False
+    penalty: Transform | None = None
 
     def __post_init__(self) -> None:
         _check_choice("scale", self.scale, SCALES)
@@ -115,6 +123,9 @@ class ActivationQuantizer(nn.Module):
         """Quantize a (..., channels); same shape and dtype."""
         if self.quantizer is None:
             return a
+        if train:
+            sow_penalty(self, self.quantizer.penalty, a, progress)
+        a = _normalized(self.quantizer, a, progress)
         binary = ops.binarize(a, self.quantizer.estimator, progress)
         noise = self.quantizer.noise
         if noise is None or not train:
@@ -130,6 +141,9 @@ class WeightQuantizer(nn.Module):
 
     Attributes:
       quantizer: how; None leaves the weights as they are.
+
+    Parameters: `noise` where it has a noise module; `scale` (filters,) where the scale is
+    "learned", which starts at the mean of |w| of each filter.
     """
 
     quantizer: Quantizer | None
@@ -137,26 +151,35 @@ class WeightQuantizer(nn.Module):
     @nn.compact
     def __call__(self, w: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
         """Quantize w (..., filters), filters last as in HWIO kernels; same shape and dtype."""
-        if self.quantizer is None:
+        quantizer = self.quantizer
+        if quantizer is None:
             return w
-        binary = ops.binarize(w, self.quantizer.estimator, progress)
-        noise = self.quantizer.noise
+        if train:
+            sow_penalty(self, quantizer.penalty, w, progress)
+        w = _normalized(quantizer, w, progress)
+        binary = ops.binarize(w, quantizer.estimator, progress)
+        noise = quantizer.noise
         if noise is not None and train:
             filters = w.reshape(-1, w.shape[-1]).T
             estimate = NoiseAdaptation(noise, name="noise")(filters, progress)
             binary = _add(binary, estimate.T.reshape(w.shape), noise)
-        return binary * jax.lax.stop_gradient(weight_scale(w, self.quantizer.scale))
+        if quantizer.scale == "learned":
+            return binary * self.param("scale", lambda _: weight_scale(w, "filter"))
+        scale = weight_scale(w, quantizer.scale)
+        return binary * (scale if quantizer.scale_gradient else jax.lax.stop_gradient(scale))
 
 
 def weight_scale(w: jax.Array, scale: str) -> jax.Array:
-    """Scale of binary weights: 1, or the mean of |w| over the layer or over each filter.
+    """Scale of binary weights, from the weights.
 
-    Source: [FDA sec. 3, by its released code: "layer"]; XNOR-Net (arXiv 1603.05279) Eq. 6:
-    "filter", the scale that is nearest to w in least squares.
+    "none": 1. "layer": mean of |w| over the layer (DoReFa-Net, arXiv 1606.06160 Eq. 7; FDA-BNN's
+    released code). "filter": mean of |w| over each output filter, nearest to w in least squares
+    (XNOR-Net, arXiv 1603.05279 Eq. 6). "power_of_two": the power of two nearest to that mean on a
+    logarithmic scale (IR-Net, arXiv 1909.10788 Eq. 8).
 
     Args:
       w: (..., filters) float array.
-      scale: one of "none", "layer", "filter".
+      scale: one of "none", "layer", "filter", "power_of_two".
 
     Returns:
       Array that broadcasts against w: of shape () or (filters,).
@@ -164,11 +187,30 @@ def weight_scale(w: jax.Array, scale: str) -> jax.Array:
     Raises:
       ValueError: an unknown scale.
     """
-    _check_choice("scale", scale, SCALES)
+    _check_choice("scale", scale, SCALES[:-1])
     if scale == "none":
         return jnp.ones((), w.dtype)
     axes = None if scale == "layer" else tuple(range(w.ndim - 1))
-    return jnp.mean(jnp.abs(w), axis=axes)
+    mean = jnp.mean(jnp.abs(w), axis=axes)
+    return jnp.exp2(jnp.round(jnp.log2(mean))) if scale == "power_of_two" else mean
+
+
+def sow_penalty(
+    module: nn.Module, penalty: Transform | None, x: jax.Array, progress: jax.Array | float
+) -> None:
+    """Add a penalty of x to the training loss, if there is one; to be called in training only."""
+    if penalty is not None and not module.is_initializing():
+        module.sow(
+            "penalties",
+            "value",
+            penalty(x, progress),
+            reduce_fn=jnp.add,
+            init_fn=lambda: jnp.zeros((), jnp.float32),
+        )
+
+
+def _normalized(quantizer: Quantizer, x: jax.Array, progress: jax.Array | float) -> jax.Array:
+    return x if quantizer.normalize is None else quantizer.normalize(x, progress)
 
 
 def _add(binary: jax.Array, estimate: jax.Array, noise: Noise) -> jax.Array:

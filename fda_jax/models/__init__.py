@@ -12,6 +12,7 @@ from fda_jax.layers import Method, lookup, make_method
 from fda_jax.models.resnet import ResNet
 from fda_jax.models.summary import ParameterCount, count_parameters
 from fda_jax.models.vgg import VGGSmall
+from fda_jax.models.vit import VisionTransformer
 
 __all__ = [
     "MODELS",
@@ -19,6 +20,7 @@ __all__ = [
     "ParameterCount",
     "ResNet",
     "VGGSmall",
+    "VisionTransformer",
     "build",
     "check_image_shape",
     "count_parameters",
@@ -32,14 +34,17 @@ class ModelSpec:
     Attributes:
       make: constructor; takes num_classes, method, dtype and axis_name.
       min_side: smallest image height and width in pixels that leaves a pixel after all halvings.
+      multiple: number of pixels that divides the image's height and width.
     """
 
     make: Callable[..., nn.Module]
     min_side: int
+    multiple: int = 1
 
 
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
     {
+        "resnet8": ModelSpec(functools.partial(ResNet, stage_sizes=(1, 1, 1)), min_side=4),
         "resnet20": ModelSpec(ResNet, min_side=4),
         "resnet20_bireal": ModelSpec(functools.partial(ResNet, convs_per_shortcut=1), min_side=4),
         "resnet_digits": ModelSpec(
@@ -47,6 +52,12 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
             min_side=2,
         ),
         "vgg_small": ModelSpec(VGGSmall, min_side=8),
+        "vit_tiny": ModelSpec(VisionTransformer, min_side=4, multiple=4),
+        "vit_digits": ModelSpec(
+            functools.partial(VisionTransformer, patch_px=2, width=64, depth=2, num_heads=4),
+            min_side=2,
+            multiple=2,
+        ),
     }
 )
 
@@ -102,10 +113,17 @@ def check_image_shape(name: str, image_shape_hwc: tuple[int, ...]) -> None:
     Raises:
       ValueError: names the shape, the limit and the remedy.
     """
-    side = lookup(MODELS, name, "network").min_side
+    spec = lookup(MODELS, name, "network")
+    side = spec.min_side
     if len(image_shape_hwc) != 3 or min(image_shape_hwc[:2]) < side:
         raise ValueError(
             f"images of shape {image_shape_hwc} do not fit {name}, which takes (height, width, "
             f"channels) with height and width of at least {side} pixels: choose another network "
             "or larger images"
+        )
+    if any(size % spec.multiple for size in image_shape_hwc[:2]):
+        raise ValueError(
+            f"images of shape {image_shape_hwc} do not fit {name}, whose patches of "
+            f"{spec.multiple} by {spec.multiple} pixels do not divide them: choose another network "
+            f"or images whose height and width are multiples of {spec.multiple}"
         )

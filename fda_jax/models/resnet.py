@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fda_jax.layers import BinaryConv, Method
+from fda_jax.layers import BinaryConv, Method, nonlinearity
 from fda_jax.models.common import batch_norm, check_images, classifier, stem
 
 
@@ -15,8 +15,9 @@ class ResNet(nn.Module):
 
     Layout: stem conv3x3 -> BN; blocks; ReLU -> mean over pixels -> dense. A block is
     `convs_per_shortcut` times (binary conv3x3 -> PReLU -> BN), plus the option-A shortcut round
-    them, with nothing after the sum. Source: the released code of FDA-BNN (plain form, 2
-    convolutions a shortcut); Bi-Real Net (arXiv 1808.00278) for the shortcut round each.
+    them, with nothing after the sum; a method may bring another nonlinearity than PReLU. Source:
+    the released code of FDA-BNN (plain form, 2 convolutions a shortcut); Bi-Real Net (arXiv
+    1808.00278) for the shortcut round each.
 
     Attributes:
       num_classes: number of logits.
@@ -92,7 +93,7 @@ class Block(nn.Module):
                 name=f"conv{i + 1}",
             )
             x = conv(x, train=train, progress=progress)
-            x = nn.PReLU(negative_slope_init=0.25, name=f"prelu{i + 1}")(x)
+            x = nonlinearity(self.method.nonlinearity, i + 1, default="prelu")(x)
             x = self.norm(name=f"norm{i + 1}")(x)
         return x + shortcut
 

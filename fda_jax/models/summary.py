@@ -14,7 +14,8 @@ class ParameterCount:
     Attributes:
       binary: latent weights that become one bit each.
       real: parameters that stay real at inference, batch normalisation's scale and bias included.
-      training_only: parameters of the noise modules; nothing of them is left at inference.
+      training_only: parameters of the noise modules and of the weights' quantizers; at inference
+        nothing of them is left but what they make of the binary weights and their scales.
     """
 
     binary: int
@@ -22,11 +23,14 @@ class ParameterCount:
     training_only: int
 
 
-GROUPS = ("binary", "noise", "norm", "prelu", "real")
+GROUPS = ("binary", "noise", "quantizer", "norm", "prelu", "real")
 
 
 def parameter_group(path: tuple[str, ...]) -> str:
-    """Group of a parameter by its path: "binary", "noise", "norm", "prelu" or "real".
+    """Group of a parameter by its path, of `GROUPS`.
+
+    "binary": latent weights; "noise": noise modules; "quantizer": what else a method's quantizers
+    and output scales have; "norm", "prelu": normalisation and nonlinearities; "real": the rest.
 
     Args:
       path: names from the network down to the parameter, e.g. ("conv2", "latent_kernel").
@@ -36,18 +40,19 @@ def parameter_group(path: tuple[str, ...]) -> str:
     """
     if path[-1] == "latent_kernel":
         return "binary"
-    if path[-1] == "negative_slope":
-        return "prelu"
     if "noise" in path:
         return "noise"
-    return "norm" if len(path) > 1 and "norm" in path[-2] else "real"
+    if not {"weight", "activation", "output"}.isdisjoint(path):
+        return "quantizer"
+    owner = path[-2] if len(path) > 1 else ""
+    if owner.startswith(("prelu", "rprelu", "maxout")):
+        return "prelu"
+    return "norm" if "norm" in owner else "real"
 
 
 def group_labels(params: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tree of `params` with the name of its group at each leaf."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: parameter_group(tuple(entry.key for entry in path)), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: parameter_group(_names(path)), params)
 
 
 def count_parameters(params: Mapping[str, Any]) -> ParameterCount:
@@ -59,13 +64,19 @@ def count_parameters(params: Mapping[str, Any]) -> ParameterCount:
     Returns:
       A `ParameterCount`.
     """
-    sizes = dict.fromkeys(GROUPS, 0)
-    for group, leaf in zip(
-        jax.tree.leaves(group_labels(params)), jax.tree.leaves(params), strict=True
-    ):
-        sizes[group] += leaf.size
-    return ParameterCount(
-        binary=sizes["binary"],
-        real=sizes["norm"] + sizes["prelu"] + sizes["real"],
-        training_only=sizes["noise"],
-    )
+    sizes = {"binary": 0, "real": 0, "training_only": 0}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        sizes[_fate(_names(path))] += leaf.size
+    return ParameterCount(**sizes)
+
+
+def _fate(path: tuple[str, ...]) -> str:
+    """What becomes of a parameter at inference, as a field of `ParameterCount`."""
+    group = parameter_group(path)
+    if group == "noise" or (group == "quantizer" and "weight" in path):
+        return "training_only"
+    return "binary" if group == "binary" else "real"
+
+
+def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+    return tuple(entry.key for entry in path)

@@ -1,6 +1,18 @@
 """Floor 0: pure functions of arrays."""
 
-from fda_jax.ops.estimators import ESTIMATORS, ApproxSign, ClippedSTE, Fourier, Identity
+from fda_jax.ops.estimators import (
+    DSQ,
+    EDE,
+    ESTIMATORS,
+    ApproxSign,
+    ClippedSTE,
+    Fourier,
+    Identity,
+    ReSTE,
+    RotationAware,
+    SigmoidSum,
+    SignSwish,
+)
 from fda_jax.ops.fourier import (
     check_series,
     energy_kept,
@@ -8,27 +20,68 @@ from fda_jax.ops.fourier import (
     square_wave,
     square_wave_slope,
 )
+from fda_jax.ops.latent import Bop, ClipLatents, LatentRule, StepFromQuantized
+from fda_jax.ops.levels import HalfWaveGaussian, Ternary, UniformActivation, uniform_weights
 from fda_jax.ops.noise import SHORTCUTS, hidden_width, noise, noise_scale, shortcut
+from fda_jax.ops.periodic import DISTRIBUTIONS, Periodic, quantization_error, sine_moments
+from fda_jax.ops.proximal import (
+    PROXIMAL_METHODS,
+    ProxConnect,
+    ProximalQuantizer,
+    Relaxed,
+    Scaled,
+    Synthesized,
+    check_decomposition,
+    check_pair,
+    proximal_map,
+)
 from fda_jax.ops.surrogate import Estimator, Rule, binarize, sign
 
 __all__ = [
+    "DISTRIBUTIONS",
+    "DSQ",
+    "EDE",
     "ESTIMATORS",
+    "PROXIMAL_METHODS",
     "SHORTCUTS",
     "ApproxSign",
+    "Bop",
+    "ClipLatents",
     "ClippedSTE",
     "Estimator",
     "Fourier",
+    "HalfWaveGaussian",
     "Identity",
+    "LatentRule",
+    "Periodic",
+    "ProxConnect",
+    "ProximalQuantizer",
+    "ReSTE",
+    "Relaxed",
+    "RotationAware",
     "Rule",
+    "Scaled",
+    "SigmoidSum",
+    "SignSwish",
+    "StepFromQuantized",
+    "Synthesized",
+    "Ternary",
+    "UniformActivation",
     "binarize",
+    "check_decomposition",
+    "check_pair",
     "check_series",
     "energy_kept",
     "hidden_width",
     "mean_squared_error",
     "noise",
     "noise_scale",
+    "proximal_map",
+    "quantization_error",
     "shortcut",
     "sign",
+    "sine_moments",
     "square_wave",
     "square_wave_slope",
+    "uniform_weights",
 ]

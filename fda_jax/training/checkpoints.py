@@ -1,11 +1,13 @@
 """Checkpoints: the one home of orbax."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -115,6 +117,35 @@ class Checkpoints:
         wanted = _flat(like)
         description = self._read_description(step)
         _compare_shapes(description["arrays"], _shapes(wanted), self.folder / str(step))
+        arrays = self._read_arrays(step, wanted, description["digest"])
+        leaves = [arrays[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), description["notes"]
+
+    def shapes(self, step: int) -> dict[str, str]:
+        """Dtypes and shapes of a checkpoint's arrays, as text by name.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged.
+        """
+        return self._read_description(step)["arrays"]
+
+    def read(self, step: int) -> dict[str, np.ndarray]:
+        """A checkpoint's arrays by name, whatever network they are of.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged.
+        """
+        description = self._read_description(step)
+        wanted = {name: _empty(text) for name, text in description["arrays"].items()}
+        return self._read_arrays(step, wanted, description["digest"])
+
+    def close(self) -> None:
+        """Finish whatever is under way."""
+        self._manager.close()
+
+    def _read_arrays(
+        self, step: int, wanted: dict[str, np.ndarray], digest: str
+    ) -> dict[str, np.ndarray]:
         try:
             arrays = self._manager.restore(
                 step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
@@ -122,14 +153,9 @@ class Checkpoints:
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
         arrays = {name: np.asarray(value) for name, value in arrays.items()}
-        if _digest(arrays) != description["digest"]:
+        if _digest(arrays) != digest:
             raise self._damaged(step, "its arrays are not the ones that were saved")
-        leaves = [arrays[name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), description["notes"]
-
-    def close(self) -> None:
-        """Finish whatever is under way."""
-        self._manager.close()
+        return arrays
 
     def _read_description(self, step: int) -> dict[str, Any]:
         try:
@@ -170,8 +196,19 @@ def _flat(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def shape_text(array: Any) -> str:
+    """Dtype and shape of an array as text, e.g. "float32[3, 16]"."""
+    return f"{array.dtype}{list(array.shape)}"
+
+
 def _shapes(arrays: dict[str, np.ndarray]) -> dict[str, str]:
-    return {name: f"{value.dtype}{list(value.shape)}" for name, value in arrays.items()}
+    return {name: shape_text(value) for name, value in arrays.items()}
+
+
+def _empty(text: str) -> np.ndarray:
+    """An array of this `shape_text`."""
+    dtype, bracket, sizes = text.partition("[")
+    return np.empty(json.loads(bracket + sizes), jnp.dtype(dtype))
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:

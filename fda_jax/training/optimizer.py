@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from fda_jax import ops
 from fda_jax.models.summary import GROUPS, group_labels
 from fda_jax.training.plan import choose, require
 
@@ -79,6 +81,8 @@ def make_optimizer(
     weight_decay: float,
     decay_groups: Sequence[str],
     clip_norm: float,
+    latent_rule: ops.LatentRule | None = None,
+    total_steps: int = 1,
 ) -> optax.GradientTransformation:
     """The optimizer as an optax transform.
 
@@ -93,6 +97,8 @@ def make_optimizer(
       weight_decay: L2 coefficient, >= 0.
       decay_groups: groups of parameters that decay, of `models.summary.GROUPS`.
       clip_norm: largest global norm of the gradient, or 0 for no clipping.
+      latent_rule: what becomes of its step on latent weights; None takes it as it is.
+      total_steps: length of the run, by which a latent rule knows the progress.
 
     Returns:
       An `optax.GradientTransformation`.
@@ -120,4 +126,44 @@ def make_optimizer(
         parts = (clip, decay, optax.scale_by_adam())
     else:
         parts = (clip, optax.scale_by_adam(), decay)
-    return optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
+    return optimizer if latent_rule is None else _with_latents(optimizer, latent_rule, total_steps)
+
+
+def _with_latents(
+    optimizer: optax.GradientTransformation, rule: ops.LatentRule, total_steps: int
+) -> optax.GradientTransformation:
+    """Let a rule decide what the optimizer's step does to latent weights."""
+
+    def latents(tree: Any) -> list[jax.Array]:
+        groups = jax.tree.leaves(group_labels(tree))
+        pairs = zip(jax.tree.leaves(tree), groups, strict=True)
+        return [leaf for leaf, group in pairs if group == "binary"]
+
+    def init(params: optax.Params) -> Any:
+        memories = [rule.init(w) for w in latents(params)]
+        return optimizer.init(params), jnp.zeros((), jnp.int32), memories
+
+    def update(
+        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
+        inner, step, memories = cast(tuple[Any, jax.Array, list[Any]], state)
+        gradients = latents(updates)
+        updates, inner = optimizer.update(updates, inner, params)
+        progress = step.astype(jnp.float32) / total_steps
+        steps, kept = [], []
+        for w, delta, gradient, memory in zip(
+            latents(params), latents(updates), gradients, memories, strict=True
+        ):
+            after, memory = rule.update(w, delta, gradient, memory, progress)
+            steps.append(after - w)
+            kept.append(memory)
+        rest = iter(steps)
+        updates = jax.tree.map(
+            lambda update, group: next(rest) if group == "binary" else update,
+            updates,
+            group_labels(cast(Mapping[str, Any], updates)),
+        )
+        return updates, (inner, step + 1, kept)
+
+    return optax.GradientTransformation(init, update)

@@ -1,7 +1,7 @@
 """What a run carries from step to step: arrays only."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -41,6 +41,7 @@ def init_state(
     image_shape_hwc: tuple[int, ...],
     *,
     with_ema: bool,
+    values: Mapping[str, Any] | None = None,
 ) -> TrainState:
     """The state before the first step.
 
@@ -50,11 +51,14 @@ def init_state(
       key: of the random initial weights.
       image_shape_hwc: height, width and channels of one image.
       with_ema: keep moving averages, which start at the initial values.
+      values: of "params" and "batch_stats" to start from; what they leave out starts as it does
+        in a new network round these values (a learned scale, say, at the mean of these weights).
 
     Returns:
       A `TrainState` at step 0.
     """
-    variables = dict(jax.jit(model.init)(key, jnp.zeros((1, *image_shape_hwc), jnp.float32)))
+    image = jnp.zeros((1, *image_shape_hwc), jnp.float32)
+    variables = dict(jax.jit(_initializer(model))(key, image, values or {}))
     params, batch_stats = variables["params"], variables.get("batch_stats") or {}
     averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
     return TrainState(
@@ -64,3 +68,33 @@ def init_state(
         opt_state=optimizer.init(params),
         ema=averaged if with_ema else {},
     )
+
+
+def variable_shapes(
+    model: nn.Module, image_shape_hwc: tuple[int, ...]
+) -> dict[str, Mapping[str, Any]]:
+    """The "params" and "batch_stats" of a network as shapes and dtypes; nothing is compiled.
+
+    Args:
+      model: network.
+      image_shape_hwc: height, width and channels of one image.
+
+    Returns:
+      The two collections, a jax.ShapeDtypeStruct at each leaf.
+    """
+    image = jax.ShapeDtypeStruct((1, *image_shape_hwc), jnp.float32)
+    variables = dict(jax.eval_shape(model.init, jax.random.key(0), image))
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats") or {}}
+
+
+def _initializer(model: nn.Module) -> Callable[..., Any]:
+    def initialize(key: jax.Array, image: jax.Array, values: Mapping[str, Any]) -> Any:
+        def call(module: nn.Module, image: jax.Array) -> Any:
+            for collection, tree in values.items():
+                for name, subtree in tree.items():
+                    module.put_variable(collection, name, subtree)
+            return cast(Any, module)(image)
+
+        return nn.init(call, model)(key, image)
+
+    return initialize

@@ -34,7 +34,7 @@ class Health:
     """What tells whether a step may be applied.
 
     Attributes:
-      loss: float32 scalar, mean loss of the step in nats.
+      loss: float32 scalar, mean loss of the step in nats, penalties included.
       grad_norm: float32 scalar, global norm of the gradient before clipping.
     """
 
@@ -85,8 +85,8 @@ def loss_and_gradient(
 ) -> Callable[..., Any]:
     """Make the function (state, batch, key) -> ((loss, (logits, losses, batch_stats)), gradient).
 
-    The gradient is of this device's mean loss; the progress that the network sees is
-    state.step / total_steps.
+    The gradient is of this device's mean loss plus the penalties that the method's quantizers
+    sow; the progress that the network sees is state.step / total_steps.
     """
 
     def loss_fn(params: Any, state: TrainState, batch: Batch, key: jax.Array) -> tuple:
@@ -101,10 +101,11 @@ def loss_and_gradient(
             preprocessing.train(batch.images, key, positions),
             train=True,
             progress=state.step / total_steps,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "penalties"],
         )
         losses = cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-        return jnp.mean(losses), (logits, losses, updates.get("batch_stats", {}))
+        penalty = sum(jax.tree.leaves(updates.get("penalties", {})), jnp.float32(0))
+        return jnp.mean(losses) + penalty, (logits, losses, updates.get("batch_stats", {}))
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     return lambda state, batch, key: gradient(state.params, state, batch, key)

@@ -27,7 +27,7 @@ def arrays(folder, step=None):
     progress = loop.start(setup.build(small_config()))
     store = Checkpoints(folder / "checkpoints")
     step = step or store.latest_step()
-    tree, _ = store.restore((progress.state, progress.totals), step)
+    tree, _ = store.restore(progress.arrays(), step)
     store.close()
     return tree
 

@@ -12,6 +12,8 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.experiment.conftest import assert_same_run, rows
 
+pytestmark = pytest.mark.slow
+
 FLAGS = [
     "--config=configs/digits_resnet.py",
     "--config.train.epochs=2",

@@ -1,12 +1,15 @@
+import itertools
 import json
 import re
 import statistics
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fda_jax import report
-from fda_jax.experiment import tables
+from fda_jax.experiment import comparison, figures, tables
 
 ACCURACIES = (0.25, 0.75, 0.5)  # of three epochs: the best is not the last
 LOSSES = (2.0, 1.5, 1.25)
@@ -23,6 +26,9 @@ def make_run(
     accuracies=ACCURACIES,
     finished=True,
     dirty=False,
+    flips=(),
+    seconds=3.0,
+    device="cpu",
     **knobs,
 ):
     """A run folder, written by hand as training writes it."""
@@ -36,7 +42,7 @@ def make_run(
     }
     environment = {
         "command": ["/there/train.py", "--config=configs/c.py:fda", f"--workdir={path}"],
-        "device": "cpu",
+        "device": device,
         "devices": 1,
         "revision": REVISION,
         "dirty": dirty,
@@ -45,7 +51,10 @@ def make_run(
     for epoch, (accuracy, loss) in enumerate(zip(accuracies, LOSSES, strict=False), start=1):
         shared = {"step": 10 * epoch, "epoch": epoch}
         rate = {"seconds": 1.0 * epoch, "images_per_second": 1234.0}
-        rows.append({**shared, "split": "train", "loss": loss, "accuracy": 0.125, **rate})
+        counted = {"flips": flips[epoch - 1]} if flips else {}
+        rows.append(
+            {**shared, "split": "train", "loss": loss, "accuracy": 0.125, **counted, **rate}
+        )
         rows.append({**shared, "split": "test", "loss": 9.0, "accuracy": accuracy})
     (path / "config.json").write_text(json.dumps(config))
     (path / "environment.json").write_text(json.dumps(environment))
@@ -57,12 +66,14 @@ def make_run(
             "best_epoch": accuracies.index(max(accuracies)) + 1,
             "epochs": len(accuracies),
             "images_per_second": 1234.0,
+            "seconds": seconds,
+            "steps": 10 * len(accuracies),
         }
         (path / "result.json").write_text(json.dumps(result))
     return path
 
 
-def sections(text):
+def sections(text, columns=tables.COLUMNS):
     """Heading -> the rows of its table as lists of cells, without the table's own heading."""
     found = {}
     for part in text.split("\n## ")[1:]:
@@ -72,7 +83,7 @@ def sections(text):
             for line in lines
             if line.startswith("| ")
         ]
-        assert rows[0] == list(tables.COLUMNS)
+        assert rows[0] == list(columns)
         found[heading] = rows[2:]
     return found
 
@@ -287,3 +298,145 @@ def test_a_place_that_cannot_be_written_is_named_with_a_remedy(tmp_path, capsys)
     assert report.main([str(run), "--out", str(tmp_path / "file")]) == 1
     assert f"written to {tmp_path / 'file'}" in (error := capsys.readouterr().err)
     assert "--out" in error
+
+
+def make_sweep(path, runs, **record):
+    """A sweep's folder: name -> the arguments of `make_run` for each of its seeds."""
+    for name, seeds in runs.items():
+        for seed, arguments in enumerate(seeds):
+            make_run(path / name / f"seed{seed}", seed=seed, **arguments)
+    whole = {"sweep": "little", "question": "Which?", "overrides": {}, "runs": dict(runs), **record}
+    path.mkdir(exist_ok=True)
+    (path / "sweep.json").write_text(json.dumps(whole))
+    return path
+
+
+def compared(folder):
+    """Heading -> name of a run -> its row, in order."""
+    text = comparison.markdown(comparison.read(folder))
+    return {
+        heading: {row[0]: dict(zip(comparison.COLUMNS, row, strict=True)) for row in rows}
+        for heading, rows in sections(text, comparison.COLUMNS).items()
+    }
+
+
+def test_a_sweep_is_one_table_with_the_most_accurate_run_first(tmp_path):
+    runs = {
+        "b": [{"accuracies": (0.1, 0.2, 0.3), "flips": (0.5, 0.25, 0.125), "seconds": 6.0}],
+        "ste": [{"method": "ste", "accuracies": (0.1, 0.5, 0.4), "seconds": 4.0}],
+        "c": [{"accuracies": (), "finished": False}],
+        "a": [{"accuracies": (0.3, 0.6), "finished": False}],
+        "z": [],
+    }
+    folder = make_sweep(tmp_path / "w", runs)
+    ((heading, rows),) = compared(folder).items()
+    assert heading == "resnet20 on cifar10"
+    assert list(rows) == ["a", "ste", "b", "c"]
+    assert list(rows["b"].values()) == [
+        "b",
+        "30.00",
+        "30.00",
+        "1.2500",
+        "12.500",
+        "1.50",
+        "3/3",
+        "1",
+    ]
+    assert list(rows["ste"].values())[1:] == ["40.00", "50.00", "1.2500", "-", "1.00", "3/3", "1"]
+    assert list(rows["a"].values())[1:] == [
+        "60.00",
+        "60.00",
+        "1.5000",
+        "-",
+        "-",
+        "2/3, unfinished",
+        "1",
+    ]
+    assert list(rows["c"].values())[1:] == ["-"] * 5 + ["0/3, unfinished", "1"]
+    text = comparison.markdown(comparison.read(folder))
+    assert text.startswith("# Which?\n")
+    assert "Not started: z." in text
+    # One command made them all.
+    assert text.count("python train.py --config=configs/c.py:fda --workdir=seed0") == 1
+
+
+def test_a_sweep_shows_means_over_finished_seeds(tmp_path):
+    seeds = [{"accuracies": (0.5, value), "flips": (0.5, value)} for value in (0.2, 0.4)]
+    unfinished = {"accuracies": (0.9,), "finished": False}
+    runs = {"a": [*seeds, unfinished]}
+    ((row,),) = [rows.values() for rows in compared(make_sweep(tmp_path / "w", runs)).values()]
+    assert row["last test accuracy (%)"] == "30.00 ± 14.14"
+    assert row["flips in the last epoch (%)"] == "30.000"
+    assert row["seeds"] == "2 (1 unfinished left out)"
+
+
+def test_times_are_compared_on_one_kind_of_device_and_with_the_reference_of_default_knobs(tmp_path):
+    runs = {
+        "ste_window=2": [{"method": "ste", "seconds": 99.0}],
+        "ste": [{"method": "ste", "seconds": 2.0}],
+        "same": [{"seconds": 3.0}],
+        "other": [{"seconds": 3.0, "device": "gpu"}],
+        "untimed": [{"seconds": 0.0}],
+    }
+    (rows,) = compared(make_sweep(tmp_path / "w", runs)).values()
+    times = {name: row["time a step (ste = 1)"] for name, row in rows.items()}
+    assert times == {
+        "ste_window=2": "49.50",
+        "ste": "1.00",
+        "same": "1.50",
+        "other": "-",
+        "untimed": "-",
+    }
+
+
+def test_networks_of_a_sweep_never_share_a_table(tmp_path):
+    runs = {"a": [{"network": "resnet20"}], "b": [{"network": "resnet20_bireal"}]}
+    found = compared(make_sweep(tmp_path / "w", runs))
+    assert {heading: list(rows) for heading, rows in found.items()} == {
+        "resnet20 on cifar10": ["a"],
+        "resnet20_bireal on cifar10": ["b"],
+    }
+
+
+def test_the_command_line_reports_a_sweep_with_a_picture_of_1200_pixels(tmp_path, capsys):
+    methods = {f"m{i}": [{"flips": (0.5, 0.0, 0.1 * i)}] for i in range(1, 9)}
+    runs = {
+        "ste": [{"method": "ste"}] * 2,
+        **methods,
+        "real": [{"method": "full_precision"}],
+        "bireal": [{"network": "resnet20_bireal", "accuracies": (), "finished": False}],
+    }
+    folder = make_sweep(tmp_path / "w", runs, overrides={"train.epochs": "3"})
+    assert report.main([str(folder)]) == 0
+    assert "`train.epochs=3`" in capsys.readouterr().out
+    written = (folder / "report.md").read_text(encoding="utf-8")
+    assert "(little.png)" in written
+    assert size_px(folder / "little.png")[0] == 1200
+    # Letters are shapes in an SVG; their names stay beside them as comments.
+    assert all(f"<!-- {name} -->" in (folder / "little.svg").read_text() for name in runs)
+    assert not (folder / "curves.png").exists()
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_sweep_is_named_with_a_remedy(tmp_path, capsys, content):
+    folder = make_sweep(tmp_path / "w", {"a": [{}]})
+    (folder / "sweep.json").write_text(content)
+    assert report.main([str(folder)]) == 1
+    assert re.search(r"sweep\.json cannot be read .*restore", capsys.readouterr().err)
+
+
+def test_a_sweep_without_a_run_is_named_with_a_remedy(tmp_path, capsys):
+    assert report.main([str(make_sweep(tmp_path / "w", {"a": []}))]) == 1
+    assert "no run of the sweep" in capsys.readouterr().err
+
+
+@given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=11).map(sorted))
+def test_names_beside_lines_keep_apart_and_stay_inside(heights):
+    gap = 0.1
+    places = figures._apart(heights, gap)
+    assert all(after - before >= gap - 1e-9 for before, after in itertools.pairwise(places))
+    assert min(places) >= -1e-9
+    assert max(places) <= 1 + 1e-9
+    inside = min(heights) >= 0 and max(heights) <= 1
+    if inside and all(b - a > gap for a, b in itertools.pairwise(heights)):
+        assert places == pytest.approx(heights)

@@ -62,7 +62,7 @@ def test_evaluation_of_the_checkpoint_gives_the_accuracy_that_training_gave(whol
 
 
 def test_effective_weights_of_a_trained_network_are_exactly_two_valued(whole):
-    state, _ = arrays(whole[0])
+    state, *_ = arrays(whole[0])
     built = setup.build(small_config())
     images = built.preprocessing.evaluate(built.dataset.test.images[:4])
     _, captured = built.model.apply(
@@ -89,10 +89,10 @@ def test_a_finished_run_started_again_changes_nothing(whole):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "when"),
     [
-        (RunFolder, "append_metrics", 1, "before"),
+        pytest.param(RunFolder, "append_metrics", 1, "before", marks=pytest.mark.slow),
         (RunFolder, "append_metrics", 1, "after"),
-        (Checkpoints, "save", 1, "after"),
-        (Checkpoints, "save", 2, "before"),
+        pytest.param(Checkpoints, "save", 1, "after", marks=pytest.mark.slow),
+        pytest.param(Checkpoints, "save", 2, "before", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_killed_anywhere_ends_as_if_it_never_was(

@@ -1,12 +1,15 @@
-"""Schedules against their formulas, optimizers against NumPy."""
+"""Schedules against their formulas, optimizers against NumPy; latent weights by their rule."""
 
+import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fda_jax import ops
 from fda_jax.training.optimizer import make_optimizer, make_schedule
 
 BASE = {"learning_rate": 0.1, "total_steps": 100, "warmup_steps": 0}
@@ -130,3 +133,104 @@ def test_an_optimizer_that_cannot_be_is_refused(change, word):
     with pytest.raises(ValueError, match="set --config") as error:
         make_optimizer(**{**SGD, **change})
     assert word in str(error.value)
+
+
+TWO_LAYERS = {
+    **PARAMS,
+    "conv2": {"latent_kernel": jnp.array([[0.3, -0.4, 0.5]]), "weight": {"scale": jnp.ones(3)}},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Told:
+    """Latent weights become what the rule was told; the memory counts its calls for each."""
+
+    what: str
+
+    def init(self, w):
+        return jnp.zeros_like(w)
+
+    def update(self, w, delta, gradient, memory, progress):
+        told = {"w": w, "delta": delta, "gradient": gradient, "memory": memory}
+        told["progress"] = jnp.broadcast_to(progress, w.shape)
+        return told[self.what], memory + 1
+
+
+def moved_by(rule, steps, gradients, **changes):
+    """Parameters after each step under one compiled update."""
+    optimizer = make_optimizer(**{**SGD, **changes}, latent_rule=rule, total_steps=10)
+
+    chex.clear_trace_counter()
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)  # the state keeps its structure
+    def step(params, state):
+        updates, state = optimizer.update(gradients, state, params)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    params, state, seen = TWO_LAYERS, optimizer.init(TWO_LAYERS), []
+    for _ in range(steps):
+        params, state = step(params, state)
+        seen.append(params)
+    return seen
+
+
+def test_a_latent_rule_moves_the_binary_group_alone():
+    gradients = jax.tree.map(lambda p: jnp.full_like(p, 4.0), TWO_LAYERS)
+    ours = moved_by(ops.ClipLatents(0.45), 3, gradients)
+    plain = moved_by(None, 3, gradients)
+    for clipped, free in zip(ours, plain, strict=True):
+        for layer in TWO_LAYERS:
+            for name in clipped[layer]:
+                if name != "latent_kernel":
+                    jax.tree.map(
+                        np.testing.assert_array_equal, clipped[layer][name], free[layer][name]
+                    )
+    w = np.array([[0.3, -0.4, 0.5]])
+    velocity = np.zeros_like(w)
+    for clipped in ours:
+        velocity = 0.9 * velocity + 4.0 + 0.01 * w
+        w = np.clip(w - 0.1 * velocity, -0.45, 0.45)
+        np.testing.assert_allclose(clipped["conv2"]["latent_kernel"], w, rtol=1e-5)
+    assert np.any(plain[0]["conv2"]["latent_kernel"] < -0.45)
+
+
+def test_a_latent_rule_is_told_the_progress_of_the_step_under_way():
+    gradients = jax.tree.map(jnp.ones_like, TWO_LAYERS)
+    for step, params in enumerate(moved_by(Told("progress"), 4, gradients)):
+        for layer in ("conv1", "conv2"):
+            np.testing.assert_allclose(params[layer]["latent_kernel"], step / 10, atol=1e-7)
+
+
+def test_a_latent_rule_is_told_the_gradient_as_it_was_and_the_step_as_it_would_be():
+    gradients = jax.tree.map(lambda p: 100.0 + p, TWO_LAYERS)
+    changes = {"clip_norm": 1.0, "momentum": 0.0}
+    (told,) = moved_by(Told("gradient"), 1, gradients, **changes)
+    (delta,) = moved_by(Told("delta"), 1, gradients, **changes)
+    (plain,) = moved_by(None, 1, gradients, **changes)
+    for layer in ("conv1", "conv2"):
+        before = TWO_LAYERS[layer]["latent_kernel"]
+        # An update is a difference, so the sum is off by its rounding.
+        np.testing.assert_allclose(told[layer]["latent_kernel"], 100.0 + before, rtol=1e-6)
+        np.testing.assert_allclose(
+            delta[layer]["latent_kernel"], plain[layer]["latent_kernel"] - before, atol=1e-6
+        )
+
+
+def test_a_latent_rule_remembers_each_layer_from_step_to_step():
+    gradients = jax.tree.map(jnp.ones_like, TWO_LAYERS)
+    for step, params in enumerate(moved_by(Told("memory"), 3, gradients)):
+        for layer in ("conv1", "conv2"):
+            np.testing.assert_allclose(params[layer]["latent_kernel"], step, atol=1e-6)
+
+
+def test_bop_flips_each_layer_by_its_own_average_whatever_the_optimizer():
+    gradients = jax.tree.map(jnp.zeros_like, TWO_LAYERS)
+    gradients["conv2"]["latent_kernel"] = jnp.array([[1.0, 1.0, -1.0]])
+    for name in ("sgd", "adam"):
+        seen = moved_by(ops.Bop(threshold=0.7, gamma=0.5), 3, gradients, name=name)
+        # The average reaches 0.75 in the second step; only a weight of its sign flips.
+        signs = [[1, -1, 1], [-1, -1, 1], [-1, -1, 1]]
+        for params, expected in zip(seen, signs, strict=True):
+            np.testing.assert_array_equal(params["conv2"]["latent_kernel"], [expected])
+            np.testing.assert_array_equal(params["conv1"]["latent_kernel"], [1, -1])

@@ -1,5 +1,7 @@
 """One step: the same on one device and on four, alone and in a loop; never applied when broken."""
 
+import functools
+
 import chex
 import flax.linen as nn
 import jax
@@ -8,14 +10,16 @@ import numpy as np
 import optax
 import pytest
 
-from fda_jax.layers import BinaryConv
+from fda_jax.layers import BinaryConv, Method, Quantizer
 from fda_jax.models.common import batch_norm
+from fda_jax.ops import ClippedSTE
 from fda_jax.training import devices
 from fda_jax.training.metrics import Metrics
 from fda_jax.training.state import init_state
 from fda_jax.training.step import (
     Batch,
     Preprocessing,
+    loss_and_gradient,
     make_eval_step,
     make_train_call,
     make_train_step,
@@ -31,12 +35,13 @@ class Tiny(nn.Module):
     """The smallest network with every part that training touches."""
 
     axis_name: str | None = None
+    method: str | Method = "fda"
 
     @nn.compact
     def __call__(self, images, *, train=False, progress=1.0):
         norm = batch_norm(jnp.float32, self.axis_name, train=train)
         x = norm(name="norm1")(nn.Conv(4, (3, 3), name="stem")(images))
-        x = BinaryConv(4, method="fda", name="conv")(x, train=train, progress=progress)
+        x = BinaryConv(4, method=self.method, name="conv")(x, train=train, progress=progress)
         x = norm(name="norm2")(x)
         return nn.Dense(3, name="classifier")(x.mean(axis=(1, 2)))
 
@@ -51,15 +56,31 @@ def examples():
     return Batch(images, labels)
 
 
-def start(axis_name=None, with_ema=False):
-    model = Tiny(axis_name)
-    return model, init_state(model, OPTIMIZER, jax.random.key(0), SHAPE, with_ema=with_ema)
+@functools.cache
+def initial(method, with_ema):
+    model = Tiny(method=method)
+    state = init_state(model, OPTIMIZER, jax.random.key(0), SHAPE, with_ema=with_ema)
+    return jax.device_get(state)
+
+
+def start(axis_name=None, with_ema=False, method="fda"):
+    return Tiny(axis_name, method), jax.tree.map(jnp.asarray, initial(method, with_ema))
 
 
 def step_of(model, axis_name=None, **settings):
     return make_train_step(
         model, OPTIMIZER, PREPROCESSING, total_steps=10, axis_name=axis_name, **settings
     )
+
+
+@functools.cache
+def compiled_step():
+    return jax.jit(step_of(Tiny()))
+
+
+@functools.cache
+def compiled_call(steps_per_call):
+    return jax.jit(make_train_call(step_of(Tiny()), steps_per_call=steps_per_call))
 
 
 def take(examples, rows):
@@ -87,8 +108,8 @@ def run(call, state, examples, steps, count, split):
 
 @pytest.fixture(scope="module")
 def one_device(examples):
-    model, state = start()
-    call = jax.jit(make_train_call(step_of(model), steps_per_call=1))
+    _, state = start()
+    call = compiled_call(1)
     return run(call, state, examples, steps=4, count=1, split=None)
 
 
@@ -119,16 +140,16 @@ def test_vmap_with_an_axis_name_gives_what_one_device_gives(examples, one_device
 
 
 def test_many_steps_in_one_call_give_what_single_steps_give(examples, one_device):
-    model, state = start()
-    call = jax.jit(make_train_call(step_of(model), steps_per_call=4))
+    _, state = start()
+    call = compiled_call(4)
     state, totals = run(call, state, examples, 4, 4, None)
     chex.assert_trees_all_close(state, one_device[0], atol=2e-5, rtol=2e-5)
     assert int(totals.count) == 64
 
 
 def test_a_call_runs_only_the_steps_it_is_told_to(examples, one_device):
-    model, state = start()
-    call = jax.jit(make_train_call(step_of(model), steps_per_call=4))
+    _, state = start()
+    call = compiled_call(4)
     indices = np.full((4, BATCH), -1, np.int32)
     indices[:2] = np.arange(2 * BATCH).reshape(2, -1)
     state, totals, _ = call(
@@ -140,11 +161,11 @@ def test_a_call_runs_only_the_steps_it_is_told_to(examples, one_device):
 
 @pytest.mark.parametrize("steps_per_call", [1, 4])
 def test_a_step_that_is_not_finite_is_not_applied_and_ends_the_call(examples, steps_per_call):
-    model, state = start()
+    _, state = start()
     broken = jax.tree.map(lambda leaf: leaf, state.params)
     broken["classifier"]["bias"] = jnp.array([0.0, jnp.nan, 0.0])
     state = state.replace(params=broken)
-    call = jax.jit(make_train_call(step_of(model), steps_per_call=steps_per_call))
+    call = compiled_call(steps_per_call)
     indices = np.arange(steps_per_call * BATCH, dtype=np.int32).reshape(steps_per_call, BATCH)
     after, totals, health = call(
         state,
@@ -184,8 +205,8 @@ def test_the_moving_average_is_that_of_parameters_and_statistics(examples):
 
 
 def test_augmentation_depends_on_the_step(examples):
-    model, state = start()
-    step = jax.jit(step_of(model))
+    _, state = start()
+    step = compiled_step()
     batch = take(examples, np.arange(BATCH))
     _, now, _ = step(state, batch, jax.random.key(0))
     _, later, _ = step(state.replace(step=jnp.int32(1)), batch, jax.random.key(0))
@@ -209,10 +230,39 @@ def test_evaluation_counts_every_example_once_whatever_the_batch_size(examples, 
 
 
 def test_training_lowers_the_loss(examples):
-    model, state = start()
-    step = jax.jit(step_of(model))
+    _, state = start()
+    step = compiled_step()
     losses = []
-    for _ in range(25):
-        state, metrics, _ = step(state, take(examples, np.arange(64)), jax.random.key(0))
+    for i in range(25):
+        rows = np.arange(i * BATCH, (i + 1) * BATCH) % 64
+        state, metrics, _ = step(state, take(examples, rows), jax.random.key(0))
         losses.append(float(metrics.loss))
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:3])
+
+
+def test_a_penalty_of_the_weights_is_added_to_the_loss_but_not_to_the_metrics(examples):
+    """The gradient of a penalty's weight decay is that of the loss plus the latent weights."""
+
+    def half_square(w, progress):
+        return 0.5 * jnp.sum(w * w) * progress
+
+    def gradient(penalty):
+        clip = ClippedSTE()
+        method = Method(Quantizer(clip, "layer", penalty=penalty), Quantizer(clip))
+        model, state = start(method=method)
+        state = state.replace(step=jnp.int32(4))
+        step = loss_and_gradient(
+            model, PREPROCESSING, total_steps=10, label_smoothing=0.0, axis_name=None
+        )
+        (loss, (_, losses, _)), grads = jax.jit(step)(
+            state, take(examples, slice(BATCH)), jax.random.key(1)
+        )
+        return loss, jnp.mean(losses), grads["conv"], state.params["conv"]["latent_kernel"]
+
+    loss, cross_entropy, plain, w = gradient(None)
+    assert loss == cross_entropy
+    penalised, same_cross_entropy, grads, _ = gradient(half_square)
+    np.testing.assert_allclose(same_cross_entropy, cross_entropy, rtol=1e-6)
+    np.testing.assert_allclose(penalised - loss, 0.4 * 0.5 * np.sum(w * w), rtol=1e-5)
+    expected = plain["latent_kernel"] + 0.4 * w
+    np.testing.assert_allclose(grads["latent_kernel"], expected, rtol=1e-4, atol=1e-6)

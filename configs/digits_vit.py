@@ -1,0 +1,25 @@
+"""A small vision transformer with binary linear layers.
+
+python train.py --config=configs/digits_vit.py --workdir=runs/digits_vit
+"""
+
+from ml_collections import ConfigDict
+
+from base import get_config as base_config
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = base_config(arg or "bnn_plus_plus")
+    config.model.name = "vit_digits"
+    config.data.name = "digits"
+    config.augment.crop_px = 1
+    config.augment.flip = False  # a mirrored digit is another digit, or none
+    config.train.epochs = 40
+    config.train.batch_size = 64
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.warmup_epochs = 2.0
+    config.optimizer.weight_decay = 0.05
+    config.eval.batch_size = 360
+    config.checkpoint.every_epochs = 20
+    return config

@@ -1,0 +1,171 @@
+"""What a run takes over from a finished one: the parameters and statistics that it ended with."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fda_jax.experiment import stages
+from fda_jax.experiment.folder import RunFolder
+from fda_jax.experiment.setup import ConfigError, Experiment
+from fda_jax.models.summary import parameter_group
+from fda_jax.training.checkpoints import Checkpoints, shape_text
+from fda_jax.training.state import variable_shapes
+
+# From the collection ("params", "batch_stats") down to the variable.
+VariablePath = tuple[str, ...]
+
+# The same weights: in a layer that keeps them real, and in one that makes them binary.
+_TWINS = {"kernel": "latent_kernel", "latent_kernel": "kernel"}
+_REMEDY = (
+    "both runs need the same network on images of one shape, and methods that differ in their "
+    "quantizers only: change --config.train.init_from, or what differs"
+)
+
+
+class Predecessor:
+    """The finished run that another one starts from, as train.init_from says.
+
+    The parameters and batch statistics of its last checkpoint are the other's first; see `match`
+    for what has to agree. Its optimizer, moving averages and step are left behind.
+
+    Args:
+      init_from: the folder; a relative path counts from the one that holds `workdir`.
+      workdir: folder of the run that starts.
+    """
+
+    def __init__(self, init_from: str, workdir: Path) -> None:
+        beside = workdir.absolute().parent
+        self.path = Path(os.path.normpath(beside / Path(init_from).expanduser()))
+        self._init_from = init_from
+        self._beside = beside
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse a predecessor that the run cannot start from, before anything is compiled.
+
+        Raises:
+          ConfigError: no finished run lies there, or one of another network.
+          CheckpointError: its checkpoint is damaged.
+        """
+        with self._open() as (store, step):
+            match(_variables(store.shapes(step)), _shapes(experiment), str(self.path))
+
+    def values(self, experiment: Experiment) -> dict[str, Any]:
+        """The "params" and "batch_stats" to start from.
+
+        Raises:
+          ConfigError, CheckpointError: as `check`.
+        """
+        with self._open() as (store, step):
+            arrays = _variables(store.read(step))
+        theirs = {path: shape_text(array) for path, array in arrays.items()}
+        origins = match(theirs, _shapes(experiment), str(self.path))
+        return unflatten_dict({path: arrays[origin] for path, origin in origins.items()})
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[tuple[Checkpoints, int]]:
+        """The checkpoints, and the step of the last one."""
+        folder = RunFolder(self.path, is_writer=False)
+        config = folder.read("config.json")
+        if config is None or folder.read("result.json") is None:
+            raise self._refusal("no finished run (no result.json)" if config else "no run")
+        checkpoints = stages.folders(self.path, config)[-1] / "checkpoints"
+        if not checkpoints.is_dir():
+            raise self._refusal("no checkpoints any more")
+        with contextlib.closing(Checkpoints(checkpoints)) as store:
+            step = store.latest_step()
+            if step is None:
+                raise self._refusal("no checkpoints any more")
+            yield store, step
+
+    def _refusal(self, what: str) -> ConfigError:
+        meant = Path(self._init_from).expanduser().absolute()
+        hint = f", e.g. to {os.path.relpath(meant, self._beside)}" if meant.is_dir() else ""
+        return ConfigError(
+            f"train.init_from is {self._init_from!r}, but {self.path} holds {what}: train that run "
+            f"to its end, or set --config.train.init_from to the folder of a finished one{hint} (a "
+            f"relative path counts from {self._beside})"
+        )
+
+
+def check_stages(names: Sequence[str], experiments: Sequence[Experiment]) -> None:
+    """Refuse stages of which one cannot start from the one before.
+
+    Args:
+      names: of the stages, for the message.
+      experiments: of the stages.
+
+    Raises:
+      ConfigError: the variables of two neighbours do not match.
+    """
+    shapes = [_shapes(experiment) for experiment in experiments]
+    for i in range(1, len(shapes)):
+        match(shapes[i - 1], shapes[i], names[i - 1])
+
+
+def match(
+    theirs: Mapping[VariablePath, str], ours: Mapping[VariablePath, str], source: str
+) -> dict[VariablePath, VariablePath]:
+    """Which variable of a predecessor each of a network's starts from.
+
+    Every variable must be in both, with one dtype and shape, except those of the method's own
+    modules (quantizers with their scales, noise): what only the predecessor has is dropped, and
+    what only this network has starts as in a new one. Weights that are real in one of the two and
+    latent in the other are the same weights.
+
+    Args:
+      theirs: dtype and shape of the predecessor's variables, as text.
+      ours: likewise of the network that starts.
+      source: the predecessor, for the message.
+
+    Returns:
+      The predecessor's path for each of our paths that starts from one.
+
+    Raises:
+      ConfigError: a variable that only one side has, or with two shapes.
+    """
+    origins: dict[VariablePath, VariablePath] = {}
+    for path, wanted in ours.items():
+        twin = (*path[:-1], _TWINS.get(path[-1], path[-1]))
+        origin = path if path in theirs else twin
+        if origin in theirs and theirs[origin] == wanted:
+            origins[path] = origin
+        elif origin in theirs or not _is_methods_own(path):
+            raise _mismatch(path, theirs.get(origin, "missing"), wanted, source)
+    for path in sorted(theirs.keys() - origins.values()):
+        if not _is_methods_own(path):
+            raise _mismatch(path, theirs[path], "missing", source)
+    return origins
+
+
+def _mismatch(path: VariablePath, theirs: str, ours: str, source: str) -> ConfigError:
+    return ConfigError(
+        f"the run cannot start from {source}: {'/'.join(path)} is {theirs} there and {ours} here: "
+        f"{_REMEDY}"
+    )
+
+
+def _is_methods_own(path: VariablePath) -> bool:
+    return parameter_group(path[1:]) in ("noise", "quantizer")
+
+
+def _shapes(experiment: Experiment) -> dict[VariablePath, str]:
+    variables = variable_shapes(experiment.model, experiment.dataset.image_shape_hwc)
+    return {path: shape_text(leaf) for path, leaf in flatten_dict(variables).items()}
+
+
+def _variables(saved: Mapping[str, Any]) -> dict[VariablePath, Any]:
+    """Of what a checkpoint holds by name, the variables by path.
+
+    Their names are e.g. [0].params['conv1']['latent_kernel'], for the state comes first.
+    """
+    heads = ("[0].params[", "[0].batch_stats[")
+    return {
+        (name[len("[0].") : name.index("['")], *re.findall(r"\['(.*?)'\]", name)): value
+        for name, value in saved.items()
+        if name.startswith(heads)
+    }

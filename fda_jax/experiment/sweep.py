@@ -1,0 +1,321 @@
+"""Sweeps: many runs that answer one question, one after another in one process."""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.util
+import json
+import operator
+import re
+import traceback
+from ast import literal_eval
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from fda_jax import data
+from fda_jax.experiment import USER_ERRORS, run, setup, stages
+from fda_jax.experiment.folder import FREE_KEYS, RunFolder, WorkdirError, differences, leaves
+from fda_jax.experiment.inherit import check_stages
+from fda_jax.experiment.logs import Terminal
+from fda_jax.experiment.loop import Stop
+from fda_jax.experiment.setup import ConfigError
+from fda_jax.layers import lookup
+from fda_jax.training import devices
+
+# How the text of an override becomes a value of the type that its key has.
+_PARSERS: Mapping[type, Callable[[str], Any]] = {
+    bool: lambda text: {"true": True, "false": False}[text.lower()],
+    int: int,
+    float: float,
+    tuple: literal_eval,
+}
+_UNSAFE = re.compile(r"[^\w.=+-]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """What a sweep file asks for.
+
+    Attributes:
+      name: of the file, without its ending.
+      question: that the runs answer: the first paragraph of the file's docstring.
+      overrides: values by dotted key, of every run.
+      runs: values by dotted key of each run, by its name.
+      configs: the whole configuration of each run, by its name; its seed is set when it starts.
+    """
+
+    name: str
+    question: str
+    overrides: Mapping[str, Any]
+    runs: Mapping[str, Mapping[str, Any]]
+    configs: Mapping[str, Mapping[str, Any]]
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
+    """Read a sweep file and make the configuration of each of its runs.
+
+    The file is Python with a docstring, whose first paragraph is the question, and a function
+    `get_sweep()` that returns (base, runs). base is a function from a method's name to a
+    ConfigDict, as `get_config` of every configuration, or the name FILE[:METHOD] of a
+    configuration. runs is a list of overrides, {dotted key: value}, or a mapping from names to
+    them. The key "method" takes another row with its knobs and stages. A list's runs are named
+    by their overrides.
+
+    Args:
+      path: of the file.
+      overrides: KEY=VALUE of every run, as on the command line.
+
+    Returns:
+      A `Sweep`.
+
+    Raises:
+      ConfigError: the file is none, or a run's name, key or value cannot be; the message names
+        the run.
+    """
+    path = Path(path)
+    module = _import(path)
+    base, runs = module.get_sweep()
+    shared = dict(_split(word) for word in overrides)
+    named = dict(runs) if isinstance(runs, Mapping) else _named(runs)
+    for name in named:
+        if _UNSAFE.search(name) or not name.strip("."):
+            raise ConfigError(f"{name!r} cannot be a run's name: use letters, digits and _.=+-")
+    configs = {}
+    for name, own in named.items():
+        with _naming(name):
+            configs[name] = _configure(base, shared, own)
+    question = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
+    return Sweep(path.stem, question, shared, named, configs)
+
+
+def train(
+    sweep: Sweep,
+    workdir: str | Path,
+    *,
+    seeds: int = 1,
+    shard: str = "0/1",
+    only: Sequence[str] = (),
+) -> dict[str, str]:
+    """Train every run of a sweep in its own folder WORKDIR/NAME/seedK, or go on with the rest.
+
+    All configurations are built before the first run starts. A finished run is skipped, one that
+    was stopped goes on, and one that fails does not keep the others from running.
+
+    Args:
+      sweep: of `read`.
+      workdir: the sweep's folder; made if it is missing.
+      seeds: each run is trained with the seeds 0, 1, ..., seeds - 1.
+      shard: "I/N" takes every N-th run from the I-th on, I counting from 0, so that N processes
+        share a sweep.
+      only: names of runs; empty for all.
+
+    Returns:
+      Why each failed run failed, by name; empty also where SIGTERM stopped the sweep.
+
+    Raises:
+      ValueError: a configuration or an argument cannot be; the message names the run.
+      WorkdirError: the folder cannot be used, or holds another sweep.
+    """
+    jobs = _jobs(sweep, seeds, shard, only)
+    _check(sweep)
+    _claim(sweep, Path(workdir))
+    terminal = Terminal(0, is_writer=jax.process_index() == 0)
+    failures: dict[str, str] = {}
+    with Stop() as stop:
+        for number, (name, seed) in enumerate(jobs, start=1):
+            if devices.any_process(stop.asked):
+                break
+            folder = f"{name}/seed{seed}"
+            terminal.line(f"run {number}/{len(jobs)}: {folder}")
+            try:
+                run.train({**sweep.configs[name], "seed": seed}, Path(workdir, folder), stop=stop)
+            except Exception as error:  # a run's fault must not cost a night of others
+                if not isinstance(error, USER_ERRORS):
+                    traceback.print_exc()
+                failures[folder] = f"{type(error).__name__}: {error}"
+                terminal.line(f"run {folder} failed: {failures[folder]}")
+            # What a finished run compiled is of no use to the next one.
+            jax.clear_caches()
+    return failures
+
+
+def _import(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"there is no sweep file {path}: see configs/sweeps")
+    # Under a name of its own, for a sweep may be called as one of the configurations.
+    spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"the sweep file {path} is not Python: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not module.__doc__ or not hasattr(module, "get_sweep"):
+        raise ConfigError(
+            f"the sweep file {path} needs a docstring whose first paragraph is its question, and "
+            "a function get_sweep()"
+        )
+    return module
+
+
+def _named(runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    named: dict[str, Mapping[str, Any]] = {}
+    for own in runs:
+        name = _name(own)
+        if name in named:
+            raise ConfigError(
+                f"two runs of the sweep are called {name!r}, {dict(named[name])} and {dict(own)}: "
+                "leave one out, or give names, {NAME: overrides}"
+            )
+        named[name] = own
+    return named
+
+
+def _name(own: Mapping[str, Any]) -> str:
+    words = [
+        str(value) if key == "method" else f"{key.removeprefix('method.')}={value}"
+        for key, value in sorted(own.items(), key=lambda item: item[0] != "method")
+    ]
+    return _UNSAFE.sub("-", "_".join(words)) or "base"
+
+
+def _split(word: str) -> tuple[str, str]:
+    key, equals, value = word.partition("=")
+    if not equals:
+        raise ConfigError(f"the override {word!r} has no value: write KEY=VALUE")
+    return key, value
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Let an error say which run it is of."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"run {name!r}: {error}") from error
+
+
+def _configure(
+    base: str | Callable[[str], Any], shared: Mapping[str, str], own: Mapping[str, Any]
+) -> dict[str, Any]:
+    twice = sorted(shared.keys() & own.keys())
+    if twice:
+        raise ConfigError(
+            f"{', '.join(twice)} is this run's own override: an override of all runs would undo "
+            "what it is there for"
+        )
+    get_config, method = _base(base) if isinstance(base, str) else (base, "")
+    values = {**shared, **own}
+    config = get_config(values.pop("method", method))
+    defaults = leaves(config.to_dict())
+    for key, value in values.items():
+        new = _typed(key, value, defaults)
+        *groups, leaf = key.split(".")
+        functools.reduce(operator.getitem, groups, config)[leaf] = new
+    return config.to_dict()
+
+
+def _base(name: str) -> tuple[Callable[[str], Any], str]:
+    """The function and the method that FILE[:METHOD] names."""
+    file, _, method = name.partition(":")
+    try:
+        return importlib.import_module(file).get_config, method
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"there is no configuration {file!r}: use one of configs/") from error
+
+
+def _typed(key: str, value: Any, defaults: Mapping[str, Any]) -> Any:
+    """An override's value in the type of the default that it replaces."""
+    if key == "seed":
+        raise ConfigError("seed is no override: --seeds=N trains every run with the seeds below N")
+    if key not in defaults:
+        nearest = difflib.get_close_matches(key, defaults, n=1)
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise ConfigError(f"there is no key {key!r}{hint}: see configs/base.py")
+    kind = type(defaults[key])
+    try:
+        if isinstance(value, str) and kind in _PARSERS:
+            value = _PARSERS[kind](value)
+    except (KeyError, ValueError, SyntaxError):
+        pass  # said below
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    if type(value) is not kind:
+        raise ConfigError(
+            f"{key} is {value!r}, but must be of type {kind.__name__} as its default "
+            f"{defaults[key]!r}"
+        )
+    return value
+
+
+def _jobs(sweep: Sweep, seeds: int, shard: str, only: Sequence[str]) -> list[tuple[str, int]]:
+    """Names and seeds of the runs to do: all runs of a seed before the next seed."""
+    if seeds < 1:
+        raise ConfigError(f"seeds is {seeds}, but must be at least 1: set --seeds")
+    chosen = [name for name in sweep.runs if not only or name in only]
+    for name in only:
+        lookup(sweep.runs, name, "run")
+    part, slash, parts = shard.partition("/")
+    if not (slash and part.isdecimal() and parts.isdecimal() and int(part) < int(parts)):
+        raise ConfigError(f"shard is {shard!r}, but must be I/N with I in 0, ..., N - 1, e.g. 0/2")
+    return [(name, seed) for seed in range(seeds) for name in chosen][int(part) :: int(parts)]
+
+
+def _check(sweep: Sweep) -> None:
+    """Build every run, so that none is refused hours after the first one started."""
+    loaded: dict[str, data.Dataset] = {}
+    for name, config in sweep.configs.items():
+        with _naming(name):
+            parts = stages.split(config) or [config]
+            experiments = []
+            for part in parts:
+                key = json.dumps(part["data"], sort_keys=True)
+                if key not in loaded:
+                    loaded[key] = setup.load_data(part)
+                experiments.append(setup.build(part, dataset=loaded[key]))
+            check_stages([f"stage{i}" for i in range(1, len(parts) + 1)], experiments)
+
+
+def _claim(sweep: Sweep, workdir: Path) -> None:
+    """Make the folder this sweep's, or refuse it."""
+    folder = RunFolder(workdir, is_writer=jax.process_index() == 0)
+    folder.make()
+    if folder.read("config.json") is not None:
+        raise WorkdirError(
+            f"the folder {workdir} holds a single run, not a sweep: choose another --workdir"
+        )
+    overrides = {key: text for key, text in sweep.overrides.items() if key not in FREE_KEYS}
+    runs = json.loads(json.dumps({name: dict(own) for name, own in sweep.runs.items()}))
+    recorded = folder.read("sweep.json")
+    if recorded is not None:
+        _compare(workdir, recorded, {"sweep": sweep.name, "overrides": overrides, "runs": runs})
+        runs = recorded["runs"] | runs
+    wanted = {
+        "sweep": sweep.name,
+        "question": sweep.question,
+        "overrides": overrides,
+        "runs": runs,
+    }
+    if wanted != recorded:
+        folder.write("sweep.json", wanted)
+
+
+def _compare(workdir: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    # A sweep may grow by runs, such as those of a new method.
+    both = recorded["runs"].keys() & wanted["runs"].keys()
+    before, now = (
+        {**record, "runs": {name: record["runs"][name] for name in both}, "question": ""}
+        for record in (recorded, wanted)
+    )
+    different = differences(before, now)
+    if different:
+        raise WorkdirError(
+            f"the folder {workdir} holds another sweep: {'; '.join(different[:5])}. Choose "
+            "another --workdir, or the old sweep to go on with it"
+        )

@@ -1,0 +1,68 @@
+"""DSQ with everything learned that the paper learns."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from fda_jax import ops
+from fda_jax.layers.quantizers import weight_scale
+
+
+class LearnedDSQ(nn.Module):
+    """Differentiable soft quantization for one bit, its steepness and clipping range trained.
+
+    Forward: scale * sign(phi(x)), phi(x) = s tanh(k (clip(x, l, u) - (l + u) / 2)) with
+      s = 1 / (1 - alpha) and k = ln(2 / alpha - 1) / (u - l)
+    Backward: the derivative of phi by x, alpha, l and u, straight through the sign: 1 from phi to
+      its sign. Beyond [l, u], where phi is +-1 whatever the parameters, there is none.
+    Source: Gong et al. 2019, "Differentiable Soft Quantization" (arXiv 1908.05033): one bit has
+      a single interval, of length u - l.
+
+    The paper keeps alpha in its range by a bound; here alpha = sigmoid of a parameter, and the
+    range is held by its middle and the logarithm of its half-width, so that l < u. At inference
+    the middle alone is left, as a threshold.
+
+    Attributes:
+      alpha: at the start, in (0, 1).
+      window: half-width of the range at the start, > 0.
+      scale: of weights, see `weight_scale`; no gradient flows through it. Activations use "none".
+
+    Parameters: `alpha_logit`, `middle`, `log_half_width`, all ().
+
+    Raises:
+      ValueError: alpha or window out of its range.
+    """
+
+    alpha: float = 0.2
+    window: float = 1.0
+    scale: str = "none"
+
+    def __post_init__(self) -> None:
+        ops.DSQ(self.alpha, self.window)  # refuses what cannot be
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+        """Quantize x: weights (..., filters) or activations (..., channels); same shape, dtype."""
+        start = {
+            "alpha_logit": math.log(self.alpha / (1.0 - self.alpha)),
+            "middle": 0.0,
+            "log_half_width": math.log(self.window),
+        }
+        logit, middle, log_half_width = (
+            self.param(name, nn.initializers.constant(value), (), jnp.float32)
+            for name, value in start.items()
+        )
+        soft = self._phi(x, jax.nn.sigmoid(logit), middle, jnp.exp(log_half_width))
+        binary = ops.binarize(soft, ops.Identity(), progress).astype(x.dtype)
+        return binary * jax.lax.stop_gradient(weight_scale(x, self.scale))
+
+    def _phi(
+        self, x: jax.Array, alpha: jax.Array, middle: jax.Array, half_width: jax.Array
+    ) -> jax.Array:
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        steepness = jnp.log(2.0 / alpha - 1.0) / (2.0 * half_width)
+        inside = jnp.clip(wide - middle, -half_width, half_width)
+        return jnp.tanh(steepness * inside) / (1.0 - alpha)

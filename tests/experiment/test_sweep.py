@@ -1,0 +1,315 @@
+"""Sweeps: what a file asks for is what is trained, whatever happens on the way."""
+
+import ast
+import functools
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from fda_jax import experiment, models, report
+from fda_jax.experiment import loop, run, sweep
+from fda_jax.experiment.folder import RunFolder, WorkdirError
+from fda_jax.experiment.setup import ConfigError
+from tests.conftest import REPOSITORY
+from tests.experiment.conftest import rows
+
+FILES = sorted((REPOSITORY / "configs" / "sweeps").glob("*.py"))
+# Two epochs of the digits in five steps each, on a network that is quickly compiled.
+SMALL = [
+    "model.name=tiny",
+    "train.epochs=2",
+    "train.batch_size=320",
+    "eval.batch_size=200",
+    "optimizer.learning_rate=0.5",
+    "optimizer.schedule=constant",
+]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch, compilation_cache):
+    make = functools.partial(models.ResNet, stage_sizes=(1,), widths=(8,))
+    spec = models.ModelSpec(make, min_side=2)
+    monkeypatch.setattr(models, "MODELS", {**models.MODELS, "tiny": spec})
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Folders and configurations in the order in which they would be trained, but are not."""
+    calls = []
+
+    def train(config, workdir, *, stop):
+        calls.append((workdir, config))
+        return {}
+
+    monkeypatch.setattr(run, "train", train)
+    return calls
+
+
+def write(folder, runs, *, name="small", base="get_config", question="Which is it?"):
+    """A sweep file over the digits; `runs` is what its function returns."""
+    path = folder / f"{name}.py"
+    path.write_text(
+        f'"""{question}\n\nMore.\n"""\n\nfrom digits_resnet import get_config\n\n\n'
+        f"def get_sweep():\n    return {base}, {runs!r}\n"
+    )
+    return path
+
+
+def test_a_run_is_the_base_with_its_overrides_typed_as_the_defaults(tmp_path):
+    own = {"method.window": 2, "method": "ste", "optimizer.boundary_epochs": [1, 2.5]}
+    shared = ["train.epochs=7", "augment.flip=true", "data.dir=3", "optimizer.clip_norm=inf"]
+    shared += ["optimizer.decay_groups=('norm',)"]
+    found = sweep.read(write(tmp_path, [own, {}]), shared)
+    assert found.question == "Which is it?"
+    assert list(found.configs) == ["ste_window=2_optimizer.boundary_epochs=-1--2.5-", "base"]
+    expected = importlib.import_module("digits_resnet").get_config("ste")
+    expected.method.window = 2.0
+    expected.optimizer.boundary_epochs = (1, 2.5)
+    expected.optimizer.decay_groups = ("norm",)
+    expected.optimizer.clip_norm = float("inf")
+    expected.train.epochs = 7
+    expected.augment.flip = True
+    expected.data.dir = "3"
+    assert found.configs[next(iter(found.configs))] == expected.to_dict()
+    assert found.configs["base"]["method"]["name"] == "fda"
+
+
+def test_a_base_is_also_named_by_its_file_and_method(tmp_path):
+    path = write(tmp_path, {"a": {}, "b": {"method": "bireal"}}, base="'digits_resnet:ste'")
+    methods = {name: config["method"] for name, config in sweep.read(path).configs.items()}
+    assert methods == {
+        "a": importlib.import_module("methods").method("ste").to_dict(),
+        "b": importlib.import_module("methods").method("bireal").to_dict(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("runs", "overrides", "words"),
+    [
+        ([{"train.epoch": 3}], [], ["run 'train.epoch=3'", "'train.epoch'", "'train.epochs'"]),
+        ([{"method": "st"}], [], ["run 'st'", "did you mean 'ste'"]),
+        ([{"method": "ste", "method.omega": 0.2}], [], ["'ste_omega=0.2'", "'method.omega'"]),
+        ([{"train.epochs": 2.5}], [], ["train.epochs is 2.5", "type int"]),
+        ([{"train.epochs": True}], [], ["train.epochs is True", "type int"]),
+        ([{"model.name": 3}], [], ["model.name is 3", "type str"]),
+        ([{}], ["augment.flip=maybe"], ["augment.flip is 'maybe'", "type bool"]),
+        ([{}], ["optimizer.boundary_epochs=1;2"], ["'1;2'", "type tuple"]),
+        ([{}], ["train.epochs"], ["'train.epochs'", "KEY=VALUE"]),
+        ([{"seed": 3}], [], ["--seeds=N"]),
+        ([{"train.epochs": 2}], ["train.epochs=3"], ["train.epochs", "own override"]),
+        ([{"method": "ste"}] * 2, [], ["two runs", "'ste'"]),
+        ({"a/b": {}}, [], ["'a/b'", "letters"]),
+        ({"..": {}}, [], ["'..'"]),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_by_the_name_of_its_run(tmp_path, runs, overrides, words):
+    with pytest.raises(ConfigError) as error:
+        sweep.read(write(tmp_path, runs), overrides)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_file_that_is_no_sweep_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no sweep file"):
+        sweep.read(tmp_path / "missing.py")
+    (tmp_path / "plain.py").write_text("def get_sweep():\n    return None\n")
+    with pytest.raises(ConfigError, match="docstring"):
+        sweep.read(tmp_path / "plain.py")
+    with pytest.raises(ConfigError, match="no configuration 'digit'"):
+        sweep.read(write(tmp_path, [{}], base="'digit'"))
+
+
+def test_every_run_is_trained_with_every_seed_and_shards_share_them(tmp_path, trained):
+    asked = sweep.read(write(tmp_path, {"a": {}, "b": {}, "c": {}}), SMALL)
+    assert sweep.train(asked, tmp_path / "w", seeds=2) == {}
+    places = [str(path.relative_to(tmp_path / "w")) for path, _ in trained]
+    assert places == ["a/seed0", "b/seed0", "c/seed0", "a/seed1", "b/seed1", "c/seed1"]
+    assert [config["seed"] for _, config in trained] == [0, 0, 0, 1, 1, 1]
+    whole, parts = list(trained), []
+    for i in range(4):
+        trained.clear()
+        sweep.train(asked, tmp_path / "w", seeds=2, shard=f"{i}/4")
+        parts += trained
+    assert len(parts) == len(whole)
+    assert all(job in parts for job in whole)
+    trained.clear()
+    sweep.train(asked, tmp_path / "w", only=["c", "a"])
+    assert [path.parent.name for path, _ in trained] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"seeds": 0}, "seeds is 0"),
+        ({"shard": "2/2"}, "'2/2'.*0/2"),
+        ({"shard": "1"}, "'1'.*0/2"),
+        ({"only": ["aa"]}, "no run 'aa'.*did you mean 'a'"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_refused(tmp_path, trained, arguments, words):
+    asked = sweep.read(write(tmp_path, {"a": {}, "b": {}}), SMALL)
+    with pytest.raises(ValueError, match=words):
+        sweep.train(asked, tmp_path / "w", **arguments)
+    assert not trained
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_run_that_cannot_be_built_is_named_before_the_first_one_starts(tmp_path, trained):
+    runs = [{"method": "ste"}, {"method.omega": -1.0}]
+    asked = sweep.read(write(tmp_path, runs), SMALL)
+    with pytest.raises(ConfigError, match=r"run 'omega=-1\.0': omega is -1\.0"):
+        sweep.train(asked, tmp_path / "w")
+    assert not trained
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_run_that_fails_is_named_with_its_error_and_the_others_run(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def train(config, workdir, *, stop):
+        if workdir.parent.name == "b":
+            raise experiment.NonFiniteError("the loss of step 3 is not finite")
+        if workdir.parent.name == "c":
+            raise TypeError("a fault of the program")
+        done.append(workdir.parent.name)
+
+    monkeypatch.setattr(run, "train", train)
+    asked = sweep.read(write(tmp_path, {key: {} for key in "abcd"}), SMALL)
+    assert sweep.train(asked, tmp_path / "w") == {
+        "b/seed0": "NonFiniteError: the loss of step 3 is not finite",
+        "c/seed0": "TypeError: a fault of the program",
+    }
+    assert done == ["a", "d"]
+    # What a user can mend needs no traceback.
+    assert capsys.readouterr().err.count("Traceback") == 1
+
+
+def test_a_folder_keeps_to_its_sweep_which_may_grow(tmp_path, trained):
+    workdir = tmp_path / "w"
+
+    def train(runs, *overrides, **file):
+        sweep.train(sweep.read(write(tmp_path, runs, **file), [*SMALL, *overrides]), workdir)
+
+    train({"a": {}}, "data.dir=here")
+    recorded = json.loads((workdir / "sweep.json").read_text())
+    assert recorded["sweep"] == "small"
+    assert recorded["question"] == "Which is it?"
+    assert recorded["runs"] == {"a": {}}
+    assert recorded["overrides"] == dict(word.split("=") for word in SMALL)
+    train({"b": {"method.omega": 0.2}}, "data.dir=there", question="Which one is it?")
+    recorded = json.loads((workdir / "sweep.json").read_text())
+    assert recorded["question"] == "Which one is it?"
+    assert recorded["runs"] == {"a": {}, "b": {"method.omega": 0.2}}
+    trained.clear()
+    for runs, overrides, file in (
+        ({"b": {"method.omega": 0.3}}, [], {}),
+        ({"a": {}}, ["optimizer.momentum=0.5"], {}),
+        ({"a": {}}, [], {"name": "other"}),
+    ):
+        with pytest.raises(WorkdirError, match="another sweep"):
+            train(runs, *overrides, **file)
+    RunFolder(tmp_path / "single").claim({"seed": 0})
+    with pytest.raises(WorkdirError, match="single run"):
+        sweep.train(sweep.read(write(tmp_path, {"a": {}}), SMALL), tmp_path / "single")
+    assert not trained
+
+
+def test_a_sweep_that_is_stopped_goes_on_and_ends_as_if_its_runs_were_trained_alone(
+    tmp_path, monkeypatch, capsys
+):
+    asked = sweep.read(write(tmp_path, [{"method": "ste"}]), SMALL)
+    workdir = tmp_path / "w"
+    advance = loop.Trainer._advance
+
+    def advance_and_signal(self, progress, call, item):
+        seconds = advance(self, progress, call, item)
+        if call.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return seconds
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_advance", advance_and_signal)
+        assert sweep.train(asked, workdir, seeds=2) == {}
+    assert "stopped by a signal after step 7 of 10" in capsys.readouterr().out
+    assert [path.name for path in (workdir / "ste").iterdir()] == ["seed0"]
+    assert not (workdir / "ste" / "seed0" / "result.json").exists()
+
+    assert sweep.train(asked, workdir, seeds=2) == {}
+    assert "going on from step 7 of 10" in capsys.readouterr().out
+    experiment.train(asked.configs["ste"], tmp_path / "alone")
+    assert rows(workdir / "ste" / "seed0") == rows(tmp_path / "alone")
+    assert rows(workdir / "ste" / "seed1") != rows(tmp_path / "alone")
+    flips = [row["flips"] for row in rows(tmp_path / "alone") if row["split"] == "train"]
+    assert len(flips) == 2
+    assert all(0 < share < 1 for share in flips)
+
+    def files():
+        return {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+
+    before = files()
+    assert sweep.train(asked, workdir, seeds=2) == {}
+    assert files() == before
+    assert report.main([str(workdir)]) == 0
+    assert "# Which is it?" in capsys.readouterr().out
+
+
+def test_flips_are_not_counted_where_nobody_asks(tmp_path):
+    asked = sweep.read(write(tmp_path, [{"method": "ste"}]), [*SMALL, "eval.flips=false"])
+    sweep.train(asked, tmp_path / "w")
+    assert all("flips" not in row for row in rows(tmp_path / "w" / "ste" / "seed0"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_header_of_a_sweep_states_its_question_its_budget_and_its_command(path):
+    header = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert header.split("\n\n")[0].endswith("?")
+    assert "Budget: " in header
+    assert f"python train.py --sweep=configs/sweeps/{path.name} --workdir=" in header
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_run_of_a_sweep_can_be_built(path):
+    # The digits stand in for images that are not there, with a network that takes them.
+    digits = {"model.name": "resnet_digits", "data.name": "digits", "data.limit": "0"}
+    asked = sweep.read(path, [f"{key}={value}" for key, value in digits.items()])
+    sweep._check(asked)
+
+
+def test_the_methods_sweep_has_every_method_once():
+    asked = sweep.read(REPOSITORY / "configs" / "sweeps" / "methods.py")
+    knobs = importlib.import_module("methods").KNOBS
+    assert {name: config["method"] for name, config in asked.configs.items()} == {
+        name: {"name": name, **knobs[name]} for name in knobs
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--override=train.epoch=3"], ["run 'full_precision'", "'train.epochs'"]),
+        (["--config=configs/digits_resnet.py"], ["--sweep"]),
+    ],
+)
+def test_the_command_line_refuses_in_words_and_with_a_failing_exit_code(tmp_path, flags, words):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "train.py",
+            "--sweep=configs/sweeps/methods.py",
+            f"--workdir={tmp_path / 'w'}",
+            *flags,
+        ],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    output = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert all(word in output for word in words), output
+    assert not (tmp_path / "w").exists()

@@ -1,0 +1,37 @@
+"""Activations with a trained threshold."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fda_jax import ops
+from fda_jax.layers.shift import ShiftedSign
+
+A = np.random.default_rng(0).normal(size=(2, 3, 3, 4)).astype(np.float32)
+SHIFT = np.array([0.0, 0.4, -0.4, 5.0], np.float32)
+
+
+def test_the_sign_is_taken_of_the_shifted_activation_and_so_is_the_slope() -> None:
+    g = np.random.default_rng(1).normal(size=A.shape).astype(np.float32)
+
+    def apply(a, shift):
+        return ShiftedSign().apply({"params": {"shift": shift}}, a, train=True, progress=0.2)
+
+    value, pullback = jax.vjp(apply, A, SHIFT)
+    of_a, of_shift = pullback(g)
+    moved = A + SHIFT
+    np.testing.assert_array_equal(value, np.where(moved > 0, 1.0, -1.0))
+    expected = g * np.maximum(2 - 2 * np.abs(moved), 0)
+    np.testing.assert_allclose(of_a, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(of_shift, expected.sum((0, 1, 2)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_before_training_it_is_the_estimator_alone(dtype) -> None:
+    a = jnp.asarray(A, dtype)
+    module = ShiftedSign(ops.ClippedSTE())
+    value, variables = module.init_with_output(jax.random.key(0), a, train=False, progress=1.0)
+    assert value.dtype == dtype
+    np.testing.assert_array_equal(value.astype(jnp.float32), ops.sign(a).astype(jnp.float32))
+    np.testing.assert_array_equal(variables["params"]["shift"], np.zeros(4, np.float32))
