@@ -22,6 +22,7 @@ def get_config(method: str = "") -> ConfigDict:
     config.data.limit = 5000
     config.train.epochs = 5
     config.train.batch_size = 64
+    config.eval.every_epochs = 5  # the 10,000 test images once, after the last epoch
     return config
 
 
