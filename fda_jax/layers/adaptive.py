@@ -14,7 +14,7 @@ class AdaptiveWeights(nn.Module):
       deviation of the filter (divisor n)
     Backward: the estimator's slope at (w - beta) / alpha; the gradient flows through alpha and beta
       too, wherever they stand, as in the authors' code
-    Source: Tu et al. 2022, "AdaBin" (arXiv 2208.08084), section 3.2.
+    Source: Tu et al. 2022, "AdaBin" (arXiv 2208.08084).
 
     The signs and the two scalars of a filter are all that is left at inference. A filter whose
     weights are all equal has no spread: its alpha is 0 and both its values are beta.
@@ -44,11 +44,11 @@ class AdaptiveActivations(nn.Module):
     Forward: alpha sign((a - beta) / alpha) + beta
     Backward: the estimator's slope at (a - beta) / alpha; alpha and beta learn from both places
       where they stand
-    Source: Tu et al. 2022, "AdaBin" (arXiv 2208.08084), section 3.3. The authors' code has
+    Source: Tu et al. 2022, "AdaBin" (arXiv 2208.08084). The authors' code has
       alpha (sign(...) + beta), which is the same until alpha leaves 1.
 
     At inference the layer is a binary one with a threshold: the constant beta of its input adds
-    beta times the sum of each filter to its output.
+    beta times the sum of the weights that meet it to each output.
 
     Attributes:
       estimator: the rule of `ops.binarize`.

@@ -17,7 +17,7 @@ class WeightBases(nn.Module):
     Backward: sum_i alpha_i times the gradient of B_i, 1 through each sign; alpha, mean and std are
       constants there
     Source: Lin, Zhao & Pan 2017, "Towards Accurate Binary Convolutional Neural Network" (arXiv
-      1711.11294), Eqs. 1 to 4.
+      1711.11294).
 
     M thresholds leave M + 1 values of a weight; M = 1 is two-valued. At inference each B_i is a
     binary kernel of its own and alpha_i its scale.
@@ -61,9 +61,9 @@ class ActivationBases(nn.Module):
       sign(a + v_n - 1/2)
     Backward: beta_n times the incoming gradient where 0 <= a + v_n <= 1, 0 elsewhere; v_n learns
       from the same
-    Source: Lin, Zhao & Pan 2017 (arXiv 1711.11294), Eqs. 5 to 8, whose slope of A_n by the clipped
-      value is read as 1. The paper chooses the v_n by experiment; here they start evenly from -1/2
-      to 3/2 (1/2 where N = 1), so that the thresholds 1/2 - v_n surround 0, and beta_n at 1.
+    Source: Lin, Zhao & Pan 2017 (arXiv 1711.11294), whose slope of A_n by the clipped value is
+      read as 1. The start is our choice: v_n evenly from -1/2 to 3/2 (1/2 where N = 1), so that
+      the thresholds 1/2 - v_n surround 0, and beta_n = 1.
 
     N thresholds leave N + 1 values. At inference each A_n is a binary input of its own.
 

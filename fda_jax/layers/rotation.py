@@ -32,7 +32,7 @@ def fit_rotation(
     Forward: repeat B = sign(r1^T x r2);
              r1 = polar(sum_i x_i r2 B_i^T);
              r2 = polar(sum_i x_i^T r1 B_i)
-    Source:  RBNN (arXiv 2009.13055), section 3.2: each line maximises sum_i <B_i, r1^T x_i r2>
+    Source:  RBNN (arXiv 2009.13055), its bi-rotation: each line maximises sum_i <B_i, r1^T x_i r2>
       over what it replaces, so that no repetition lowers sum_i |r1^T x_i r2|_1, and with it the
       mean cosine between filters of equal norm and their signs. polar(U S V^T) = U V^T.
 
@@ -40,7 +40,7 @@ def fit_rotation(
       x: (filters, n1, n2), float32.
       r1: orthogonal (n1, n1).
       r2: orthogonal (n2, n2).
-      alternations: repetitions; 3 in the paper.
+      alternations: repetitions; 3 in the authors' code.
 
     Returns:
       Orthogonal matrices shaped like r1 and r2.
@@ -72,7 +72,7 @@ class RotatedWeights(nn.Module):
 
     Attributes:
       estimator: the rule of `ops.binarize`.
-      refits: how often the rotations are fitted in a run; the paper does it once an epoch.
+      refits: how often the rotations are fitted in a run; by the authors' default once an epoch.
 
     Parameters: `theta` (filters,). State: `rotation1` (n1, n1), `rotation2` (n2, n2), `refit` ().
 

@@ -20,7 +20,7 @@ class LearnedDSQ(nn.Module):
     Source: Gong et al. 2019, "Differentiable Soft Quantization" (arXiv 1908.05033): one bit has
       a single interval, of length u - l.
 
-    The paper keeps alpha in its range by a bound; here alpha = sigmoid of a parameter, and the
+    Public code keeps alpha in its range by a bound; here alpha = sigmoid of a parameter, and the
     range is held by its middle and the logarithm of its half-width, so that l < u. At inference
     the middle alone is left, as a threshold.
 
