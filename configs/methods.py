@@ -119,9 +119,10 @@ KNOBS = {
     },
     "bnn_plus_plus": {
         "scale": "layer",
-        "activations": "binary",  # or "real"
+        "activations": "binary",  # or "real", or "pair" for the weights' two maps
         "mu_start": 1.0,  # steepness per unit of the scale; the schedule is our choice
         "mu_end": 10.0,
+        "window": 1.0,  # of the activations' slope
     },
     "abc_net": {
         "weight_bases": 1,  # M; the paper goes up to 5

@@ -469,7 +469,10 @@ CASES = {
     "hwgq": Case("hwgq", hwgq),
     "bnn_plus": Case("bnn_plus", bnn_plus, strides=2),
     "bnn_plus_plus": Case(
-        "bnn_plus_plus", bnn_plus_plus, {"mu_start": 1.0, "mu_end": 10.0}, progress=0.4
+        "bnn_plus_plus",
+        bnn_plus_plus,
+        {"mu_start": 1.0, "mu_end": 10.0, "activations": "pair"},
+        progress=0.4,
     ),
     "quantization_networks": Case(
         "quantization_networks",

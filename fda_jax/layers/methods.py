@@ -384,14 +384,19 @@ def bnn_plus_plus(
     activations: str = "binary",
     mu_start: float = 1.0,
     mu_end: float = 10.0,
+    window: float = 1.0,
 ) -> Method:
     """BNN++ (arXiv 2402.17710): sign-Swish forward, its derivative backward, ever steeper.
 
-    For activations too; both become the exact sign at the end.
+    Like the whole theory this is about weights; activations are BinaryNet's signs, real, or, for
+    "pair", of the same forward and backward maps.
     """
     rule = ops.Synthesized(ops.SignSwish(1.0), mu_start=mu_start, mu_end=mu_end)
     return Method(
-        weight=Quantizer(_at_scale(rule, scale)), activation=_activations(activations, rule)
+        weight=Quantizer(_at_scale(rule, scale)),
+        activation=Quantizer(rule)
+        if activations == "pair"
+        else _activations(activations, ops.ClippedSTE(window)),
     )
 
 
