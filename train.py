@@ -77,5 +77,24 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the flags; an override of a key that the configuration lacks ends the program."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        # The library names the key, and on a second line the nearest one if there is any.
+        name, _, hint = str(error).replace("\\n", "\n").replace("\\", "").partition("\n")
+        quotes = "\"'"
+        name = name.strip(quotes)
+        words = [word for word in argv if f".{name}" in word.partition("=")[0]]
+        print(
+            f"error: {' '.join(words) or name} overrides nothing, for the configuration has no key "
+            f"{name!r} there. {hint.strip(quotes)} The keys stand in configs/base.py, the knobs "
+            "of each method in configs/methods.py",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -185,6 +185,10 @@ def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
         (["--config=configs/digits_resnet.py", "--config.train.epoch=3"], ["epoch", "epochs"]),
         (["--config=configs/digits_resnet.py", "--config.train.epochs=many"], ["many"]),
         (["--config=configs/digits_resnet.py:fad"], ["'fad'", "'fda'"]),
+        (
+            ["--config=configs/digits_resnet.py:irnet", "--config.method.omega=3"],
+            ["--config.method.omega=3 overrides nothing", "configs/methods.py"],
+        ),
         (["--config=configs/no.py"], ["configs/no.py"]),
         (["--config=configs/digits_resnet.py", "extra"], ["extra", "--config.KEY"]),
         ([], ["--config is missing"]),

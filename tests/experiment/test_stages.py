@@ -342,6 +342,7 @@ def test_a_report_shows_a_staged_run_as_one_with_its_epochs_counted_through(stag
     assert run.best_accuracy is None
 
 
+@pytest.mark.slow
 def test_a_run_stopped_between_its_stages_then_killed_moved_and_stopped_ends_as_if_it_never_was(
     staged, tmp_path, monkeypatch, capsys
 ):

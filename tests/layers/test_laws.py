@@ -43,7 +43,12 @@ CASES = {
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 PROGRESS = (0.0, 0.5, 1.0)
 LAYERS = ("conv", "dense")
-every_method = pytest.mark.parametrize("name", CASES)
+# One of each kind; the others are of the same parts and wait for the slow tests.
+QUICK = {"fda", "ste", "irnet", "reactnet", "rbnn", "adabin", "biper", "bop", "bnn_plus_plus"}
+every_method = pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES],
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -202,7 +202,7 @@ def overfitted():
 def test_it_overfits_a_batch() -> None:
     losses, _ = overfitted()
     assert losses[0] > 0.7
-    assert losses[-1] < 0.1
+    assert losses[-1] < 0.25 * losses[0]
 
 
 def test_gradients_reach_every_latent_weight_and_every_real_parameter() -> None:

@@ -403,3 +403,5 @@ def test_activations_stay_real_where_they_are_told_to() -> None:
     for name in ("binaryconnect", "proxconnect", "proxquant", "bnn_plus_plus"):
         assert make_method(name, activations="real").activation is None
         assert make_method(name).activation is not None
+    pair = make_method("bnn_plus_plus", scale="none", activations="pair")
+    assert pair.activation == pair.weight
