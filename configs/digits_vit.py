@@ -1,6 +1,11 @@
-"""A small vision transformer with binary linear layers.
+"""Does a vision transformer whose linear layers are binary learn? A small one, on the digits.
 
-python train.py --config=configs/digits_vit.py --workdir=runs/digits_vit
+BNN++ on 1,797 real handwritten digits, of which a fifth of each class is held out for testing. One
+to two minutes of training on two CPU cores. Measured on a CPU after the last epoch, with the first
+command below: 93.0 % (jax 0.10.2). One image is 0.28 points.
+
+    python train.py --config=configs/digits_vit.py --workdir=runs/digits_vit
+    python train.py --config=configs/digits_vit.py:ste --workdir=runs/digits_vit_ste
 """
 
 from ml_collections import ConfigDict
