@@ -87,8 +87,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         quotes = "\"'"
         name = name.strip(quotes)
         words = [word for word in argv if f".{name}" in word.partition("=")[0]]
+        if not words:  # a fault of the configuration file itself
+            raise
         print(
-            f"error: {' '.join(words) or name} overrides nothing, for the configuration has no key "
+            f"error: {' '.join(words)} overrides nothing, for the configuration has no key "
             f"{name!r} there. {hint.strip(quotes)} The keys stand in configs/base.py, the knobs "
             "of each method in configs/methods.py",
             file=sys.stderr,

@@ -14,12 +14,14 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fda_jax import models
+from fda_jax.experiment.environment import environment
 from fda_jax.layers import METHODS, make_method
 from fda_jax.training.optimizer import make_optimizer, make_schedule
 from fda_jax.training.state import init_state
@@ -39,6 +41,12 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     step_of_reference, _ = stepper(REFERENCE, args.model, args.batch)
+    made_with = {
+        **environment(),
+        "command": f"python benchmarks/method_step_time.py --out=runs/method_step_time "
+        f"--model={args.model} --batch={args.batch} --rounds={args.rounds}",
+        "reference": REFERENCE,
+    }
     rows = {}
     for name in args.only:
         step, compile_seconds = stepper(name, args.model, args.batch)
@@ -58,7 +66,7 @@ def main() -> None:
             "rounds": args.rounds,
         }
         print(f"{name:24}{rows[name]['ratio']:6.2f}  loss {losses[0]:.3f} to {losses[-1]:.3f}")
-        write(args, rows)
+        write(args, {**made_with, "methods": rows})
 
 
 def stepper(name: str, model_name: str, batch: int) -> tuple[Callable[[], tuple], float]:
@@ -102,22 +110,16 @@ def stepper(name: str, model_name: str, batch: int) -> tuple[Callable[[], tuple]
     return step, compile_seconds
 
 
-def write(args: argparse.Namespace, rows: dict[str, dict]) -> None:
-    report = {
-        "command": f"python benchmarks/method_step_time.py --model={args.model} "
-        f"--batch={args.batch} --rounds={args.rounds}",
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
-        "reference": REFERENCE,
-        "methods": rows,
-    }
+def write(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    rows = report["methods"]
     (args.out / "method_step_time.json").write_text(json.dumps(report, indent=2) + "\n")
     lines = ["| method | time a step (ste = 1) | seconds to compile |", "| --- | ---: | ---: |"]
     for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]):
         lines.append(f"| {name} | {row['ratio']:.2f} | {row['compile_seconds']:.1f} |")
     text = (
-        f"# Time of a training step\n\nBy `{report['command']}` on {report['device']}, jax "
-        f"{report['jax']}; medians of steps that alternate with ste's.\n\n"
+        f"# Time of a training step\n\nBy `{report['command']}` on {report['device']} at revision "
+        f"{(report['revision'] or 'unknown')[:8]}{'+changes' if report['dirty'] else ''}, jax "
+        f"{jax.__version__}; medians of steps that alternate with ste's.\n\n"
     )
     (args.out / "method_step_time.md").write_text(text + "\n".join(lines) + "\n")
 

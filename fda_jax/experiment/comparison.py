@@ -27,7 +27,8 @@ _NUMBERS = {1, 2, 3, 4, 5, 6, 7}
 _EXPLANATION = (
     "Flips is the share of binary weights, as inference sees them, that have another sign than an "
     f"epoch before. Time a step is that of training without compilation, divided by {REFERENCE}'s "
-    "on the same kind of device."
+    "on the same kind of device; the runs follow one another, so it holds only where nothing else "
+    "used the machine."
 )
 
 

@@ -1,5 +1,6 @@
 """One experiment, from configuration to result; reads like a paragraph."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 
+from fda_jax import data
 from fda_jax.experiment import setup, stages
 from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
@@ -84,7 +86,7 @@ def _train_stages(
     stop: Stop | None,
 ) -> dict[str, Any] | None:
     places = stages.folders(folder.path, config)
-    experiments = _build_stages(parts, [place.name for place in places])
+    experiments = build_stages(parts)
     folder.claim(config)
     terminal = make_terminal(experiments[-1])
     finished = folder.read("result.json")
@@ -113,16 +115,32 @@ def _train_stages(
     return result
 
 
-def _build_stages(parts: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Experiment]:
-    """Every stage is built before the first one trains, so that none is refused hours later."""
-    experiments: list[Experiment] = []
+def build_stages(
+    parts: Sequence[Mapping[str, Any]], loaded: dict[str, data.Dataset] | None = None
+) -> list[Experiment]:
+    """Build every stage before the first one trains, so that none is refused hours later.
+
+    Args:
+      parts: configurations of a run's stages, or the one of a run without.
+      loaded: data sets by the text of their configuration; what is missing is added.
+
+    Returns:
+      An `Experiment` for each.
+
+    Raises:
+      ValueError: a configuration cannot run, or a stage cannot start from the one before.
+    """
+    loaded = {} if loaded is None else loaded
+    names = [f"stage{number}" for number in range(1, len(parts) + 1)]
+    experiments = []
     for part, name in zip(parts, names, strict=True):
-        is_shared = bool(experiments) and part["data"] == parts[0]["data"]
-        shared = experiments[0].dataset if is_shared else None
         try:
-            experiments.append(setup.build(part, dataset=shared))
+            key = json.dumps(part["data"], sort_keys=True)
+            if key not in loaded:
+                loaded[key] = setup.load_data(part)
+            experiments.append(setup.build(part, dataset=loaded[key]))
         except ValueError as error:
-            raise setup.ConfigError(f"in {name}: {error}") from error
+            raise setup.ConfigError(f"in {name}: {error}" if parts[1:] else str(error)) from error
     check_stages(names, experiments)
     return experiments
 

@@ -19,9 +19,8 @@ from typing import Any
 import jax
 
 from fda_jax import data
-from fda_jax.experiment import USER_ERRORS, run, setup, stages
+from fda_jax.experiment import USER_ERRORS, run, stages
 from fda_jax.experiment.folder import FREE_KEYS, RunFolder, WorkdirError, differences, leaves
-from fda_jax.experiment.inherit import check_stages
 from fda_jax.experiment.logs import Terminal
 from fda_jax.experiment.loop import Stop
 from fda_jax.experiment.setup import ConfigError
@@ -272,14 +271,7 @@ def _check(sweep: Sweep) -> None:
     loaded: dict[str, data.Dataset] = {}
     for name, config in sweep.configs.items():
         with _naming(name):
-            parts = stages.split(config) or [config]
-            experiments = []
-            for part in parts:
-                key = json.dumps(part["data"], sort_keys=True)
-                if key not in loaded:
-                    loaded[key] = setup.load_data(part)
-                experiments.append(setup.build(part, dataset=loaded[key]))
-            check_stages([f"stage{i}" for i in range(1, len(parts) + 1)], experiments)
+            run.build_stages(stages.split(config) or [config], loaded)
 
 
 def _claim(sweep: Sweep, workdir: Path) -> None:

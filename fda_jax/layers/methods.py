@@ -7,10 +7,11 @@ to `ops`, if it needs a new one); no layer, network or training file knows a met
 
 import dataclasses
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import flax.linen as nn
 
@@ -37,6 +38,7 @@ LNS_STAGES = ("sign", "mapping")
 ACTIVATIONS = ("binary", "real")
 
 T = TypeVar("T")
+Row = Callable[..., "Method"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,57 @@ class Method:
             lookup(NONLINEARITIES, self.nonlinearity, "nonlinearity")
 
 
+def takes_noise(reading: str) -> Callable[[Row], Row]:
+    """Give a row the knobs of a noise adaptation module, on weights and activations alike.
+
+    `noise` is "forward" (FDA-BNN, Eq. 14), "backward" (Algorithm 1) or "none"; the other knobs are
+    those of `Noise`.
+
+    Args:
+      reading: default of the knob `noise`.
+
+    Returns:
+      A decorator of rows whose operands are a `Quantizer` each, unless noise is "none".
+    """
+
+    def decorate(row: Row) -> Row:
+        @functools.wraps(row)
+        def noisy(
+            *,
+            noise: str = reading,
+            noise_scale: float = 0.1,
+            noise_shortcut: str = "sine",
+            noise_shortcut_slope: float = 0.1,
+            noise_reduction: int = 64,
+            **knobs: Any,
+        ) -> Method:
+            method = row(**knobs)
+            if noise == "none":
+                return method
+            module = Noise(
+                noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction, noise
+            )
+            if not (
+                isinstance(method.weight, Quantizer) and isinstance(method.activation, Quantizer)
+            ):
+                raise ValueError(
+                    f"noise is {noise!r}, but with {knobs} the method's quantizers are modules of "
+                    "their own, which take no noise module: use noise='none', or other knobs"
+                )
+            return dataclasses.replace(
+                method,
+                weight=dataclasses.replace(method.weight, noise=module),
+                activation=dataclasses.replace(method.activation, noise=module),
+            )
+
+        own = inspect.signature(row).parameters.values()
+        added = list(inspect.signature(noisy, follow_wrapped=False).parameters.values())[:-1]
+        noisy.__signature__ = inspect.Signature([*own, *added])  # pyright: ignore
+        return noisy
+
+    return decorate
+
+
 def full_precision() -> Method:
     """32-bit weights and activations: the upper reference of every table."""
     return Method(weight=None, activation=None)
@@ -82,20 +135,15 @@ def identity(*, scale: str = "layer") -> Method:
     return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
 
 
+@takes_noise("none")
 def ste(
     *,
     scale: str = "layer",
     window: float = 1.0,
-    noise: str = "none",
-    noise_scale: float = 0.1,
-    noise_shortcut: str = "sine",
-    noise_shortcut_slope: float = 0.1,
-    noise_reduction: int = 64,
 ) -> Method:
     """Clipped straight-through estimator: the baseline that FDA-BNN is measured against."""
     rule = ops.ClippedSTE(window)
-    module = _noise(noise, noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction)
-    return Method(weight=Quantizer(rule, scale, module), activation=Quantizer(rule, noise=module))
+    return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
 
 
 def binarynet(*, window: float = 1.0) -> Method:
@@ -191,57 +239,39 @@ def bireal_prelu(*, scale: str = "filter") -> Method:
     return dataclasses.replace(bireal(scale=scale), nonlinearity="prelu")
 
 
+@takes_noise("none")
 def bnn_plus(
     *,
     scale: str = "filter",
     beta: float = 5.0,
     regularizer: str = "l1",
     regularizer_weight: float = 1e-6,
-    noise: str = "none",
-    noise_scale: float = 0.1,
-    noise_shortcut: str = "sine",
-    noise_shortcut_slope: float = 0.1,
-    noise_reduction: int = 64,
 ) -> Method:
     """BNN+ (arXiv 1812.11800): SignSwish, and weights drawn towards their scale.
 
     Beta is trained in the paper and a constant here; the regulariser's weight is our choice.
     """
     rule = ops.SignSwish(beta)
-    module = _noise(noise, noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction)
     penalty = None if regularizer == "none" else TowardsScale(regularizer, regularizer_weight)
-    return Method(
-        weight=Quantizer(rule, scale, module, penalty=penalty),
-        activation=Quantizer(rule, noise=module),
-    )
+    return Method(weight=Quantizer(rule, scale, penalty=penalty), activation=Quantizer(rule))
 
 
+@takes_noise("none")
 def dsq(
     *,
     scale: str = "layer",
     alpha: float = 0.2,
     window: float = 1.0,
     learnable: bool = False,
-    noise: str = "none",
-    noise_scale: float = 0.1,
-    noise_shortcut: str = "sine",
-    noise_shortcut_slope: float = 0.1,
-    noise_reduction: int = 64,
 ) -> Method:
     """DSQ (arXiv 1908.05033) for one bit: alpha and the clipping range held fixed, or trained.
 
     The paper trains them; `learnable` does, from the same values.
     """
     if learnable:
-        if noise != "none":
-            raise ValueError(
-                f"noise is {noise!r}, but a DSQ that is trained takes no noise module: "
-                "use learnable=False or noise='none'"
-            )
         return Method(weight=LearnedDSQ(alpha, window, scale), activation=LearnedDSQ(alpha, window))
     rule = ops.DSQ(alpha, window)
-    module = _noise(noise, noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction)
-    return Method(weight=Quantizer(rule, scale, module), activation=Quantizer(rule, noise=module))
+    return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
 
 
 def quantization_networks(
@@ -491,6 +521,7 @@ def biper(*, stage: str = "binary", frequency: float = 20.0, regularizer: float 
     )
 
 
+@takes_noise("forward")
 def fda(
     *,
     scale: str = "layer",
@@ -498,27 +529,10 @@ def fda(
     window: float = 1.0,
     num_terms_start: int = 10,
     num_terms_end: int = 19,
-    noise: str = "forward",
-    noise_scale: float = 0.1,
-    noise_shortcut: str = "sine",
-    noise_shortcut_slope: float = 0.1,
-    noise_reduction: int = 64,
 ) -> Method:
-    """FDA-BNN: Fourier slope and a noise adaptation module, for weights and activations.
-
-    `noise` is "forward" (Eq. 14), "backward" (Algorithm 1) or "none" (the sine module alone).
-    """
+    """FDA-BNN: Fourier slope and a noise adaptation module; without it the sine module alone."""
     rule = ops.Fourier(omega, window, num_terms_start, num_terms_end)
-    module = _noise(noise, noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction)
-    return Method(weight=Quantizer(rule, scale, module), activation=Quantizer(rule, noise=module))
-
-
-def _noise(
-    reading: str, scale: float, shortcut: str, shortcut_slope: float, reduction: int
-) -> Noise | None:
-    if reading == "none":
-        return None
-    return Noise(scale, shortcut, shortcut_slope, reduction, reading)
+    return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
 
 
 def _at_scale(rule: ops.Rule, scale: str) -> ops.Rule:
@@ -532,7 +546,7 @@ def _activations(activations: str, rule: ops.Rule) -> Quantizer | None:
     return Quantizer(rule) if activations == "binary" else None
 
 
-METHODS: Mapping[str, Callable[..., Method]] = MappingProxyType(
+METHODS: Mapping[str, Row] = MappingProxyType(
     {
         "full_precision": full_precision,
         "identity": identity,

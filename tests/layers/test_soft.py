@@ -85,7 +85,7 @@ def test_the_row_takes_the_same_start_and_no_noise_module() -> None:
     method = make_method("dsq", learnable=True, alpha=0.3, window=0.8, scale="filter")
     assert method.weight == LearnedDSQ(0.3, 0.8, "filter")
     assert method.activation == LearnedDSQ(0.3, 0.8)
-    with pytest.raises(ValueError, match=r"noise is 'forward'.*use learnable=False"):
+    with pytest.raises(ValueError, match=r"noise is 'forward'.*learnable.*use noise='none'"):
         make_method("dsq", learnable=True, noise="forward")
     with pytest.raises(ValueError, match="alpha is 1"):
         make_method("dsq", learnable=True, alpha=1.0)
