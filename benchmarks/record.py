@@ -1,0 +1,95 @@
+"""What every benchmark shares: its flags, and the JSON that the README is made from."""
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from fda_jax.experiment.environment import environment
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """A parser with the flags of every benchmark: --out and --tiny."""
+    made = argparse.ArgumentParser(
+        description=doc.splitlines()[0],
+        epilog=doc.partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--out", type=Path, required=True, help="folder of the results")
+    made.add_argument(
+        "--tiny",
+        action="store_true",
+        help="sizes at which every line runs and nothing is measured; the record says so",
+    )
+    return made
+
+
+@dataclasses.dataclass
+class Table:
+    """One table of a record.
+
+    Attributes:
+      title: a line above it.
+      columns: names, with the unit where there is one; the first holds what the row is.
+      rows: cells, numbers or words; None for what could not be measured.
+      note: how to read it.
+    """
+
+    title: str
+    columns: list[str]
+    rows: list[list[Any]]
+    note: str = ""
+
+
+@dataclasses.dataclass
+class Goal:
+    """A limit that was set before the measurement.
+
+    Attributes:
+      what: the quantity and its limit, in words.
+      measured: what came out, with its unit; None where the machine lacks what it takes.
+      met: whether the limit is kept; None where nothing was measured.
+    """
+
+    what: str
+    measured: str | None
+    met: bool | None
+
+
+@dataclasses.dataclass
+class Record:
+    """The result of a benchmark, written as OUT/NAME.json.
+
+    Attributes:
+      name: of the file, and of the benchmark's script.
+      question: that it answers, one sentence.
+      answer: the sentence or two that a reader in a hurry needs, made from the measured numbers.
+      tables: what was measured.
+      goals: limits and outcomes.
+      figures: names of pictures in the same folder.
+      details: raw numbers (every time and loss), as JSON values.
+    """
+
+    name: str
+    question: str
+    answer: str = ""
+    tables: list[Table] = dataclasses.field(default_factory=list)
+    goals: list[Goal] = dataclasses.field(default_factory=list)
+    figures: list[str] = dataclasses.field(default_factory=list)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def write(self, args: argparse.Namespace) -> Path:
+        """Write the JSON file; it holds the command, the packages, the device and the revision."""
+        args.out.mkdir(parents=True, exist_ok=True)
+        path = args.out / f"{self.name}.json"
+        content = {
+            **dataclasses.asdict(self),
+            "command": f"python benchmarks/{self.name}.py {shlex.join(sys.argv[1:])}".strip(),
+            "tiny": args.tiny,
+            "environment": environment(),
+        }
+        path.write_text(json.dumps(content, indent=1) + "\n")
+        return path
