@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fda_jax import ops
 from fda_jax.layers.methods import Method, make_method
 from fda_jax.layers.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
 
@@ -40,14 +41,9 @@ class BinaryConv(nn.Module):
         """Convolve a (batch, height, width, channels); see the class."""
         shape = (*self.kernel_size, a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
-        y = jax.lax.conv_general_dilated(
-            binary_a,
-            binary_w,
-            window_strides=(self.strides, self.strides),
-            padding=[((size - 1) // 2, size // 2) for size in self.kernel_size],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return _output(self, y)
+        height, width = self.kernel_size
+        padding = (((height - 1) // 2, height // 2), ((width - 1) // 2, width // 2))
+        return _output(self, ops.convolve(binary_a, binary_w, self.strides, padding))
 
 
 class BinaryDense(nn.Module):

@@ -1,5 +1,6 @@
 """Floor 0: pure functions of arrays."""
 
+from fda_jax.ops.convolution import convolve
 from fda_jax.ops.estimators import (
     DSQ,
     EDE,
@@ -71,6 +72,7 @@ __all__ = [
     "check_decomposition",
     "check_pair",
     "check_series",
+    "convolve",
     "energy_kept",
     "hidden_width",
     "mean_squared_error",

@@ -1,0 +1,138 @@
+"""Convolution whose training passes run on our own kernels on the CPU, and on XLA's elsewhere."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fda_jax.ops.native import TARGETS, kernels
+
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = TARGETS
+# Input channels that the kernel of the weight gradient takes at a time.
+_BLOCK = 8
+# From here on XLA's CPU backend computes a weight gradient faster as shifted matrix products.
+_MANY_CHANNELS = 128
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """Cross-correlation of images with filters, borders filled with zeros.
+
+    Forward:  y[b, i, j, o] = sum_{k, l, c} x[b, i s + k - top, j s + l - left, c] w[k, l, c, o]
+    Backward: its exact derivatives, in both arguments.
+
+    Where no gradient is asked for, this is `jax.lax.conv_general_dilated` and nothing else. Under
+    differentiation float32 arrays on the CPU go through the kernels of `native` where these take
+    the shape, which changes the order of summation only.
+
+    Args:
+      x: (batch, height, width, channels) float array.
+      w: (kernel height, kernel width, channels, filters), of the dtype of x.
+      stride: s, in pixels, for both axes, >= 1.
+      padding: zeros before and behind each axis, ((top, bottom), (left, right)) in pixels.
+
+    Returns:
+      (batch, (height + top + bottom - kernel height) // s + 1, ..., filters), of the dtype of x.
+
+    Laws: equal to XLA's convolution and its derivatives for every shape, stride and padding, to
+      float32 rounding; gradients do not depend on the number of threads.
+    """
+    return _xla(x, w, stride, padding)
+
+
+def _forward(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> tuple:
+    y = _choose(
+        FORWARD,
+        lambda x, w: _xla(x, w, stride, padding),
+        (x, w),
+        result=jax.eval_shape(lambda: _xla(x, w, stride, padding)),
+        fits=lambda lanes: w.shape[3] % lanes == 0,
+        stride=stride,
+        padding=padding,
+    )
+    return y, (x, w)
+
+
+def _backward(stride: int, padding: Padding, residual: tuple, g: jax.Array) -> tuple:
+    x, w = residual
+    dx = _choose(
+        INPUT_GRADIENT,
+        lambda g, w: jax.vjp(lambda x: _xla(x, w, stride, padding), x)[1](g)[0],
+        (g, w),
+        result=x,
+        fits=lambda lanes: w.shape[2] % lanes == 0,
+        stride=stride,
+        padding=padding,
+    )
+    dw = _choose(
+        WEIGHT_GRADIENT,
+        lambda x, g: jax.vjp(lambda w: _xla(x, w, stride, padding), w)[1](g)[0],
+        (x, g),
+        result=w,
+        fits=lambda lanes: w.shape[2] % _BLOCK == 0 and w.shape[3] % lanes == 0,
+        stride=stride,
+        padding=padding,
+        otherwise=functools.partial(_shifted_products, w.shape, stride, padding)
+        if min(w.shape[2:]) >= _MANY_CHANNELS
+        else None,
+    )
+    return dx, dw
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _xla(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _choose(
+    target: str,
+    xla: Callable[..., jax.Array],
+    arguments: tuple[jax.Array, jax.Array],
+    *,
+    result: jax.Array | jax.ShapeDtypeStruct,
+    fits: Callable[[int], bool],
+    stride: int,
+    padding: Padding,
+    otherwise: Callable[..., jax.Array] | None = None,
+) -> jax.Array:
+    """Our kernel on the CPU if it takes the shape, else `otherwise`; XLA on all other devices."""
+    single = all(array.dtype == jnp.float32 for array in arguments)
+    ours = kernels() if single and jax.default_backend() == "cpu" else None
+    if ours is not None and fits(ours.lanes):
+        # A batch of calls (vmap) runs them one after another: each fills all cores.
+        call = jax.ffi.ffi_call(
+            target,
+            jax.ShapeDtypeStruct(result.shape, result.dtype),
+            vmap_method="sequential",
+        )
+        top, left = np.int64(padding[0][0]), np.int64(padding[1][0])
+        cpu = functools.partial(call, stride=np.int64(stride), top=top, left=left)
+    else:
+        cpu = otherwise
+    if cpu is None:
+        return xla(*arguments)
+    return jax.lax.platform_dependent(*arguments, cpu=cpu, default=xla)
+
+
+def _shifted_products(
+    shape: tuple[int, ...], stride: int, padding: Padding, x: jax.Array, g: jax.Array
+) -> jax.Array:
+    """Gradient of the weights, a matrix product for each position of the kernel."""
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = (stride * (size - 1) + 1 for size in g.shape[1:3])
+    cotangent = g.reshape(-1, shape[3])
+
+    def product(k: int, l: int) -> jax.Array:  # noqa: E741
+        seen = padded[:, k : k + rows : stride, l : l + columns : stride]
+        return seen.reshape(-1, shape[2]).T @ cotangent
+
+    products = [product(k, l) for k in range(shape[0]) for l in range(shape[1])]  # noqa: E741
+    return jnp.stack(products).reshape(shape)

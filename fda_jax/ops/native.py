@@ -1,0 +1,138 @@
+"""Kernels in C++ for the CPU backend: built once with the machine's own compiler, then kept.
+
+XLA's convolutions leave a CPU half idle on the shapes that binary networks train with, most of all
+in the gradient of the weights. `convolution.cc` beside this file holds our own. They need a C++
+compiler at hand (as torch.compile does); where there is none, or FDA_JAX_NATIVE=0 is set, XLA's are
+used, and nothing but the speed and the last bits of a sum change.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+SOURCE = Path(__file__).with_name("convolution.cc")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
+TARGETS = ("fda_jax_forward", "fda_jax_input_gradient", "fda_jax_weight_gradient")
+SWITCH = "FDA_JAX_NATIVE"
+BUILD_SECONDS = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernels:
+    """The kernels are registered with XLA under the names of `TARGETS`.
+
+    Attributes:
+      lanes: float32 numbers in a vector register; outputs must come in multiples of it.
+    """
+
+    lanes: int
+
+
+def cache_folder() -> Path:
+    """Of what can be made again, as the XDG base directories have it: ~/.cache/fda_jax, mostly.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "fda_jax"
+
+
+@functools.cache
+def kernels() -> Kernels | None:
+    """Build (the first time on a machine, a few seconds), load and register the kernels.
+
+    Returns:
+      `Kernels`, or None where they are switched off or cannot be had; the reason is then a warning.
+    """
+    if os.environ.get(SWITCH, "1") == "0":
+        return None
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        return _without("there is no C++ compiler (install g++ or clang++)")
+    try:
+        library = _load(compiler)
+        for target in TARGETS:
+            capsule = jax.ffi.pycapsule(getattr(library, target))
+            jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+        return Kernels(lanes=library.fda_jax_lanes())
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        return _without(f"{compiler} could not build them: {str(said).strip()[-500:]}")
+
+
+def _without(reason: str) -> None:
+    warnings.warn(
+        f"convolutions on the CPU run without our kernels, about half as fast: {reason}. "
+        f"{SWITCH}=0 silences this",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _load(compiler: str) -> ctypes.CDLL:
+    """The library for this source, compiler, jaxlib and processor; compiled if it is missing."""
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS
+    ).stdout
+    made_from = [
+        SOURCE.read_text(),
+        version,
+        " ".join(FLAGS),
+        metadata.version("jaxlib"),
+        _processor(),
+    ]
+    digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
+    name = f"convolution-{digest}.so"
+    try:
+        folder = cache_folder() / "native"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, RuntimeError):  # no home to keep it in: for this process alone
+        with tempfile.TemporaryDirectory(prefix="fda_jax-") as passing:
+            return ctypes.CDLL(str(_compile(compiler, Path(passing) / name)))
+    kept = folder / name
+    if kept.exists():
+        try:
+            return ctypes.CDLL(str(kept))
+        except OSError:  # damaged
+            kept.unlink(missing_ok=True)
+    return ctypes.CDLL(str(_compile(compiler, kept)))
+
+
+def _compile(compiler: str, to: Path) -> Path:
+    """Compile the source; the file is there whole or not at all, whoever else compiles it."""
+    with tempfile.TemporaryDirectory(dir=to.parent) as folder:
+        built = Path(folder) / to.name
+        subprocess.run(
+            [compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(built)],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=BUILD_SECONDS,
+        )
+        built.replace(to)
+    return to
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine() + platform.processor()
+    return platform.machine() + next(
+        (line for line in lines if line.startswith(("flags", "Features"))), ""
+    )

@@ -1,0 +1,231 @@
+"""Convolutions: three passes, on our kernels and on XLA's, against the literal sums in float64."""
+
+import os
+import subprocess
+import sys
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fda_jax import ops
+from fda_jax.ops import convolution, native
+from tests.conftest import REPOSITORY
+
+SAME = ((1, 1), (1, 1))
+needs_kernels = pytest.mark.skipif(
+    native.kernels() is None, reason="no C++ compiler, or FDA_JAX_NATIVE=0"
+)
+
+
+def xla(x, w, stride, padding):
+    return jax.lax.conv_general_dilated(
+        x,
+        w,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+
+
+def passes(convolution, x, w, stride, padding, seed=0):
+    y, pull = jax.vjp(lambda x, w: convolution(x, w, stride, padding), x, w)
+    g = jax.random.normal(jax.random.key(seed), y.shape, y.dtype)
+    return y, *pull(g), g
+
+
+def literal(x, w, g, stride, padding):
+    """The sums of the docstring and their derivatives, in float64."""
+    x, w, g = (np.asarray(array, np.float64) for array in (x, w, g))
+    bordered = np.pad(x, ((0, 0), *padding, (0, 0)))
+    y, dx, dw = np.zeros(g.shape), np.zeros(bordered.shape), np.zeros(w.shape)
+    for k, j in np.ndindex(w.shape[:2]):
+        rows = slice(k, k + stride * (g.shape[1] - 1) + 1, stride)
+        columns = slice(j, j + stride * (g.shape[2] - 1) + 1, stride)
+        seen = bordered[:, rows, columns]
+        y += seen @ w[k, j]
+        dx[:, rows, columns] += g @ w[k, j].T
+        dw[k, j] = np.tensordot(seen, g, axes=((0, 1, 2), (0, 1, 2)))
+    (top, _), (left, _) = padding
+    return y, dx[:, top : top + x.shape[1], left : left + x.shape[2]], dw
+
+
+def operands(batch, height, width, channels, filters, kernel, seed=0, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((batch, height, width, channels), np.float32)
+    w = rng.standard_normal((*kernel, channels, filters), np.float32)
+    return jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+
+
+def assert_equal_passes(x, w, stride, padding):
+    *ours, g = jax.jit(passes, static_argnums=(0, 3, 4))(ops.convolve, x, w, stride, padding)
+    for mine, reference in zip(ours, literal(x, w, g, stride, padding), strict=True):
+        largest = np.max(np.abs(reference), initial=1.0)
+        np.testing.assert_allclose(mine, reference, atol=2e-5 * largest, rtol=0)
+
+
+@given(
+    batch=st.integers(1, 5),
+    size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
+    channels=st.sampled_from([1, 3, 8, 16, 24, 32, 48]),
+    filters=st.sampled_from([1, 8, 16, 32, 48, 80]),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.integers(1, 3),
+    padding=st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=15, deadline=None)
+def test_all_three_passes_equal_the_literal_sums(
+    batch, size, channels, filters, kernel, stride, padding, seed
+):
+    bordered = [s + sum(p) for s, p in zip(size, padding, strict=True)]
+    if any(b < k for b, k in zip(bordered, kernel, strict=True)):
+        return  # no output pixel
+    x, w = operands(batch, *size, channels, filters, kernel, seed)
+    assert_equal_passes(x, w, stride, padding)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "filters", "stride"),
+    [(32, 16, 16, 1), (32, 16, 32, 2), (16, 32, 32, 1), (8, 64, 64, 1), (4, 128, 256, 1)],
+)
+def test_the_shapes_of_the_networks_agree_with_the_literal_sums(size, channels, filters, stride):
+    assert_equal_passes(*operands(6, size, size, channels, filters, (3, 3)), stride, SAME)
+
+
+@needs_kernels
+def test_training_calls_our_kernels_and_inference_does_not():
+    x, w = operands(2, 8, 8, 16, 16, (3, 3))
+    plain = jax.jit(lambda x, w: ops.convolve(x, w, 1, SAME)).lower(x, w).as_text()
+    assert "fda_jax_" not in plain
+    training = jax.jit(lambda x, w: passes(ops.convolve, x, w, 1, SAME)).lower(x, w).as_text()
+    for target in native.TARGETS:
+        assert target in training
+
+
+@needs_kernels
+def test_a_batch_of_networks_is_a_loop_over_each():
+    x, w = operands(2, 8, 8, 16, 32, (3, 3))
+    weights = jnp.stack([w, 2 * w, -w])
+    together = jax.vmap(lambda w: passes(ops.convolve, x, w, 1, SAME))(weights)
+    for i, one in enumerate(weights):
+        alone = passes(ops.convolve, x, one, 1, SAME)
+        chex.assert_trees_all_equal(jax.tree.map(lambda a, i=i: a[i], together), alone)
+
+
+@needs_kernels
+def test_devices_share_the_kernels_and_their_gradients_add_up():
+    devices = jax.local_device_count()
+    x, w = operands(2 * devices, 8, 8, 16, 16, (3, 3))
+
+    def gradient(x, w):
+        return jax.grad(lambda w: jnp.sum(ops.convolve(x, w, 1, SAME) ** 2))(w)
+
+    parts = jax.pmap(gradient, in_axes=(0, None))(x.reshape(devices, 2, 8, 8, 16), w)
+    chex.assert_trees_all_close(jnp.sum(parts, 0), gradient(x, w), rtol=1e-4, atol=1e-3)
+
+
+def test_half_precision_and_other_shapes_go_to_xla():
+    x, w = operands(2, 6, 6, 16, 16, (3, 3), dtype=jnp.bfloat16)
+    text = jax.jit(lambda x, w: passes(ops.convolve, x, w, 1, SAME)).lower(x, w).as_text()
+    assert "fda_jax_" not in text
+    chex.assert_trees_all_equal(passes(ops.convolve, x, w, 1, SAME), passes(xla, x, w, 1, SAME))
+
+
+def test_shifted_products_are_the_gradient_of_many_channels(monkeypatch):
+    monkeypatch.setattr(convolution, "kernels", lambda: None)
+    x, w = operands(2, 7, 5, 128, 128, (3, 3))
+    text = jax.jit(lambda x, w: passes(ops.convolve, x, w, 2, SAME)).lower(x, w).as_text()
+    assert "fda_jax_" not in text
+    assert text.count("stablehlo.dot_general") == 9
+    assert_equal_passes(x, w, 2, SAME)
+
+
+def test_a_nan_comes_through_every_pass():
+    x, w = operands(1, 8, 8, 16, 16, (3, 3))
+    y, dx, dw, _ = passes(
+        ops.convolve, x.at[0, 3, 3, 5].set(jnp.nan), w.at[1, 1, 2, 2].set(jnp.nan), 1, SAME
+    )
+    assert np.isnan(y).any()
+    assert np.isnan(dx).any()
+    assert np.isnan(dw).any()
+
+
+PROGRAM = """
+import jax, jax.numpy as jnp, warnings
+from fda_jax import ops
+from fda_jax.ops import convolution, native
+x, w = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
+pad = ((1, 1), (1, 1))
+print(float(jax.grad(lambda w: jnp.sum(ops.convolve(x, w, 1, pad)))(w).sum()), native.kernels())
+"""
+
+
+def run_program(tmp_path, **environment):
+    settings = {"XDG_CACHE_HOME": str(tmp_path), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=REPOSITORY,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **settings},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    answer, _, state = done.stdout.partition(" ")
+    return float(answer), state.strip(), done.stderr
+
+
+@pytest.fixture(scope="module")
+def expected():
+    ones = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
+    return float(jnp.sum(jax.grad(lambda w: jnp.sum(xla(ones[0], w, 1, SAME)))(ones[1])))
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_the_kernels_are_built_once_and_a_damaged_library_is_built_again(tmp_path, expected):
+    answer, state, _ = run_program(tmp_path)
+    assert (answer, state) == (expected, f"Kernels(lanes={native.kernels().lanes})")
+    (library,) = (tmp_path / "fda_jax" / "native").iterdir()
+    made = library.stat().st_mtime_ns
+    assert run_program(tmp_path)[0] == expected
+    assert library.stat().st_mtime_ns == made
+    library.write_bytes(b"damaged")
+    answer, state, _ = run_program(tmp_path)
+    assert (answer, state[:7]) == (expected, "Kernels")
+    assert [file.name for file in library.parent.iterdir()] == [library.name]
+    assert library.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"FDA_JAX_NATIVE": "0"}, ""),
+        ({"CXX": "/bin/false"}, "/bin/false could not build them"),
+        ({"CXX": "no-such-compiler"}, "no-such-compiler"),
+        ({"PATH": ""}, "there is no C++ compiler"),
+    ],
+)
+def test_without_a_working_compiler_xla_answers_and_one_line_says_why(
+    tmp_path, expected, environment, said
+):
+    answer, state, printed = run_program(tmp_path, **environment)
+    assert (answer, state) == (expected, "None")
+    assert said in printed
+    assert ("without our kernels" in printed) == bool(said)
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, expected):
+    (tmp_path / "fda_jax").write_text("a file where the folder should be")
+    answer, state, _ = run_program(tmp_path)
+    assert answer == expected
+    assert state.startswith("Kernels")
