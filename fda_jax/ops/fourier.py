@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from fda_jax.ops.trigonometry import reduce_angle, sine, sine_near_zero
+from fda_jax.ops.trigonometry import sine, sine_of_half_turn, sine_of_quarter_turn
 
-# Below this distance from a multiple of pi the slope equals its peak to float32 accuracy.
-_AT_PEAK = 1e-6
+# Of a turn: added to a distance from a peak of the slope it changes none but 0, where the quotient
+# of sines would not be a number.
+_OFF_PEAK = 1e-20
 
 
 def square_wave(x: jax.Array, num_terms: jax.Array | int, omega: jax.Array | float) -> jax.Array:
@@ -37,8 +38,9 @@ def square_wave(x: jax.Array, num_terms: jax.Array | int, omega: jax.Array | flo
     """
     check_series(num_terms, omega)
     x = jnp.asarray(x)
-    theta = jnp.asarray(omega, _compute_dtype(x)) * x.astype(_compute_dtype(x))
-    return _wave(theta, _whole(num_terms, theta.dtype)).astype(x.dtype)
+    dtype = _compute_dtype(x)
+    wave = _wave(x.astype(dtype), jnp.asarray(omega, dtype), _whole(num_terms, dtype))
+    return wave.astype(x.dtype)
 
 
 def square_wave_slope(
@@ -50,9 +52,10 @@ def square_wave_slope(
               = (2 omega / pi) sin(2 N omega x) / sin(omega x)
     Source:   [FDA Eq. 10]; the closed form is the sum of a geometric series.
 
-    With delta = omega x - k pi, k the nearest whole number, the quotient is
+    With delta = |omega x - k pi|, k the nearest whole number, the quotient is
     (-1)^k sin(2 N delta) / sin(delta): both sines see the same small angle, which keeps float32
-    accuracy at the removable singularities.
+    accuracy at the removable singularities. Angles are counted in turns, because their whole part
+    is subtracted without rounding.
 
     Args:
       x: float array of any shape; float16 and bfloat16 are computed in float32.
@@ -72,8 +75,8 @@ def square_wave_slope(
     x = jnp.asarray(x)
     dtype = _compute_dtype(x)
     omega = jnp.asarray(omega, dtype)
-    theta = omega * x.astype(dtype)
-    return (4.0 / np.pi * omega * _cosine_sum(theta, _whole(num_terms, dtype))).astype(x.dtype)
+    slope = _cosine_sum(4.0 / np.pi * omega, x.astype(dtype), omega, _whole(num_terms, dtype))
+    return slope.astype(x.dtype)
 
 
 def energy_kept(num_terms: jax.Array | int) -> jax.Array:
@@ -137,13 +140,19 @@ def _whole(num_terms: jax.Array | int, dtype: jnp.dtype) -> jax.Array:
     return jnp.round(jnp.asarray(num_terms).astype(dtype))
 
 
-def _cosine_sum(theta: jax.Array, terms: jax.Array) -> jax.Array:
-    """sum_{i < N} cos((2i + 1) theta) as sin(2 N theta) / (2 sin(theta))."""
-    odd, delta = reduce_angle(theta)
-    at_peak = jnp.abs(delta) < _AT_PEAK
-    safe = jnp.where(at_peak, 1.0, delta)
-    size = jnp.where(at_peak, terms, sine(2.0 * terms * safe) / (2.0 * sine_near_zero(safe)))
-    return jnp.where(odd, -size, size)
+def _cosine_sum(
+    factor: jax.Array | float, x: jax.Array, omega: jax.Array, terms: jax.Array
+) -> jax.Array:
+    """factor sum_{i < N} cos((2i + 1) omega x) as factor sin(2 N omega x) / (2 sin(omega x))."""
+    turns = x * (omega * (0.5 / np.pi))
+    fraction = jnp.abs(turns - jnp.round(turns))
+    odd = fraction > 0.25
+    delta = jnp.where(odd, 0.5 - fraction, fraction) + _OFF_PEAK
+    multiple = 2.0 * terms * delta
+    numerator = sine_of_half_turn(multiple - jnp.round(multiple))
+    # The sign is given to the factor: one choice between two scalars is the cheapest.
+    signed = jnp.where(odd, -0.5 * factor, 0.5 * factor)
+    return signed * numerator / sine_of_quarter_turn(delta)
 
 
 def _sine_series(theta: jax.Array, terms: jax.Array) -> jax.Array:
@@ -159,12 +168,13 @@ def _sine_series(theta: jax.Array, terms: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def _wave(theta: jax.Array, terms: jax.Array) -> jax.Array:
-    return _sine_series(theta, terms)
+def _wave(x: jax.Array, omega: jax.Array, terms: jax.Array) -> jax.Array:
+    return _sine_series(omega * x, terms)
 
 
 @_wave.defjvp
 def _wave_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     # A loop of traced length has no reverse mode of its own; its derivative is the closed form.
-    theta, terms = primals
-    return _wave(theta, terms), 4.0 / np.pi * _cosine_sum(theta, terms) * tangents[0]
+    x, omega, terms = primals
+    change_of_angle = omega * tangents[0] + x * tangents[1]
+    return _wave(x, omega, terms), _cosine_sum(4.0 / np.pi, x, omega, terms) * change_of_angle

@@ -25,6 +25,24 @@ _SINE = (
     2.75251606958301e-06,
     -2.388722335727314e-08,
 )
+# sin(2 pi t) / t likewise in t^2; the sine's error is below 3e-9 for |t| <= 1/2 with the first
+# and below 7e-9 for |t| <= 1/4 with the second.
+_SINE_OF_HALF_TURN = (
+    6.283185302468583,
+    -41.34170039298426,
+    81.60513081115974,
+    -76.7030055584183,
+    42.025851491273244,
+    -14.899578442214992,
+    3.23778009308236,
+)
+_SINE_OF_QUARTER_TURN = (
+    6.283185280154403,
+    -41.34168061334532,
+    81.60247636883796,
+    -76.5811726421402,
+    39.75982706857711,
+)
 
 
 def reduce_angle(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -43,13 +61,21 @@ def reduce_angle(theta: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def sine_near_zero(delta: jax.Array) -> jax.Array:
     """sin(delta) for |delta| <= pi / 2, like delta; float64 is left to the library."""
-    if delta.dtype == jnp.float64:
-        return jnp.sin(delta)
-    square = delta * delta
-    value = jnp.full_like(square, _SINE[-1])
-    for coefficient in _SINE[-2::-1]:
-        value = value * square + coefficient
-    return delta * value
+    return jnp.sin(delta) if delta.dtype == jnp.float64 else _odd_polynomial(delta, _SINE)
+
+
+def sine_of_half_turn(turns: jax.Array) -> jax.Array:
+    """sin(2 pi turns) within 5e-7 for |turns| <= 1/2; float64 is left to the library."""
+    if turns.dtype == jnp.float64:
+        return jnp.sin(2.0 * np.pi * turns)
+    return _odd_polynomial(turns, _SINE_OF_HALF_TURN)
+
+
+def sine_of_quarter_turn(turns: jax.Array) -> jax.Array:
+    """sin(2 pi turns) within 2e-7 of itself for |turns| <= 1/4; float64 as above."""
+    if turns.dtype == jnp.float64:
+        return jnp.sin(2.0 * np.pi * turns)
+    return _odd_polynomial(turns, _SINE_OF_QUARTER_TURN)
 
 
 @jax.custom_jvp
@@ -73,3 +99,12 @@ def _sine_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     (theta,), (tangent,) = primals, tangents
     wide = theta.astype(jnp.promote_types(theta.dtype, jnp.float32))
     return sine(theta), sine(wide + np.pi / 2).astype(theta.dtype) * tangent
+
+
+def _odd_polynomial(x: jax.Array, coefficients: tuple[float, ...]) -> jax.Array:
+    """x times a polynomial in x^2, its constant first."""
+    square = x * x
+    value = jnp.full_like(square, coefficients[-1])
+    for coefficient in coefficients[-2::-1]:
+        value = value * square + coefficient
+    return x * value

@@ -96,6 +96,20 @@ def test_the_wave_is_odd_and_its_slope_even(x: list[float], num_terms: int) -> N
     np.testing.assert_array_equal(SLOPE(-points, num_terms, 0.7), SLOPE(points, num_terms, 0.7))
 
 
+def test_far_from_zero_and_at_what_is_no_number_the_slope_stays_bounded_or_tells() -> None:
+    far = np.array([1e5, 1e7, 1e9, 1e20, 3e38], np.float32)
+    assert np.all(np.abs(SLOPE(far, 7, 0.5)) <= 4 * 0.5 * 7 / np.pi * (1 + 1e-6))
+    assert np.all(np.isnan(SLOPE(np.array([np.nan, np.inf, -np.inf], np.float32), 7, 0.5)))
+
+
+def test_in_float64_the_slope_keeps_its_digits() -> None:
+    with jax.enable_x64(True):
+        theta = np.concatenate([angles(), np.arange(-8, 9) * np.pi])
+        slope = square_wave_slope(jnp.asarray(theta), 9, 1.0)
+        peak = 4 * 9 / np.pi
+        np.testing.assert_allclose(slope / peak, slope_series(theta, 9, 1.0) / peak, atol=1e-12)
+
+
 def test_half_a_period_later_wave_and_slope_change_sign() -> None:
     # omega is a power of two and the step pi / omega is rounded once, so little is lost.
     omega, num_terms = 0.5, 7

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fda_jax.ops.trigonometry import reduce_angle, sine
+from fda_jax.ops.trigonometry import (
+    reduce_angle,
+    sine,
+    sine_of_half_turn,
+    sine_of_quarter_turn,
+)
 
 LAWS = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 SINE = jax.jit(sine)
@@ -46,6 +51,19 @@ def test_an_angle_is_split_into_turns_and_a_small_rest(theta: np.ndarray) -> Non
     np.testing.assert_array_equal(np.round(turns) % 2, odd)
 
 
+def test_sines_of_turns_are_accurate_in_their_range_and_relatively_so_up_to_a_quarter() -> None:
+    turns = np.linspace(-0.5, 0.5, 20_001, dtype=np.float32)
+    quarter = turns[np.abs(turns) <= 0.25]
+    exact = np.sin(2 * np.pi * turns.astype(np.float64))
+    np.testing.assert_allclose(sine_of_half_turn(turns), exact, rtol=0, atol=5e-7)
+    for function in (sine_of_half_turn, sine_of_quarter_turn):
+        # Down to angles whose square is nothing.
+        for size in (1.0, 1e-3, 1e-12, 1e-30):
+            few = quarter * np.float32(size)
+            exact = np.sin(2 * np.pi * few.astype(np.float64))
+            np.testing.assert_allclose(function(few), exact, rtol=3e-7, atol=0)
+
+
 def test_vmap_and_jit_agree_with_the_plain_call(theta: np.ndarray) -> None:
     some = jnp.asarray(theta[::500])
     np.testing.assert_allclose(jax.vmap(sine)(some), sine(some), rtol=0, atol=1e-7)
@@ -68,3 +86,6 @@ def test_float64_keeps_its_digits() -> None:
     with jax.enable_x64(True):
         angle = np.linspace(-300, 300, 1001)
         np.testing.assert_allclose(sine(jnp.asarray(angle)), np.sin(angle), rtol=0, atol=1e-13)
+        turns = jnp.linspace(-0.25, 0.25, 101)
+        for function in (sine_of_half_turn, sine_of_quarter_turn):
+            np.testing.assert_allclose(function(turns), np.sin(2 * np.pi * turns), atol=1e-15)
