@@ -50,11 +50,12 @@ def main(argv: list[str]) -> int:
     import jax
 
     from fda_jax import experiment
-    from fda_jax.experiment import sweep
+    from fda_jax.experiment import compilation, sweep
 
     if COORDINATOR.value is not None:
         where = None if COORDINATOR.value == "auto" else COORDINATOR.value
         jax.distributed.initialize(where, NUM_PROCESSES.value, PROCESS_ID.value)
+    compilation.keep_programs()
     try:
         if SWEEP.value is not None:
             failures = sweep.train(

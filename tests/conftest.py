@@ -1,6 +1,7 @@
 """Four simulated devices for every test, before JAX starts its backend; and small runs."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+# Processes that a test starts leave the cache of the user who runs the tests alone.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "configs"))

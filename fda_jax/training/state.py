@@ -7,6 +7,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -57,17 +58,28 @@ def init_state(
     Returns:
       A `TrainState` at step 0.
     """
-    image = jnp.zeros((1, *image_shape_hwc), jnp.float32)
-    variables = dict(jax.jit(_initializer(model))(key, image, values or {}))
-    params, batch_stats = variables["params"], variables.get("batch_stats") or {}
-    averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        ema=averaged if with_ema else {},
-    )
+    initializer = _initializer(model)
+
+    # One program for all of it: outside, each array of another shape would be one more to compile.
+    def initialize(key: jax.Array, image: jax.Array, values: Mapping[str, Any]) -> TrainState:
+        variables = dict(initializer(key, image, values))
+        params, batch_stats = variables["params"], variables.get("batch_stats") or {}
+        averaged = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            ema=averaged if with_ema else {},
+        )
+
+    image = np.zeros((1, *image_shape_hwc), np.float32)
+    return jax.jit(initialize, compiler_options=_quick_to_compile())(key, image, values or {})
+
+
+def _quick_to_compile() -> dict[str, Any] | None:
+    """Options for a program that runs once: a hundred random draws take LLVM long to optimize."""
+    return {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
 
 
 def variable_shapes(
