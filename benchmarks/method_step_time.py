@@ -1,127 +1,97 @@
 """What a training step of every method costs, relative to clipped STE: ratios measured in one run.
 
-One compiled step of ResNet-8 (or --model) on random images of CIFAR-10's size. Steps of the method
+One compiled step of ResNet-8 (or --model) on random images of CIFAR-10's size, half-way through
+training, where annealed methods are neither at their start nor at their end. Steps of the method
 and of clipped STE alternate, so that whatever else the machine does falls on both; the ratio is
-that of the medians. The losses are printed too, so that a step that does nothing would show.
+that of the medians. The losses are recorded too, so that a step that does nothing would show.
 
-    python benchmarks/method_step_time.py --out=runs/method_step_time
-    python benchmarks/method_step_time.py --out=runs/method_step_time --only fda irnet --rounds=30
+    python benchmarks/method_step_time.py --out=runs/benchmarks
+    python benchmarks/method_step_time.py --out=runs/benchmarks --only fda irnet --rounds=30
 """
 
-import argparse
-import json
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
+import record
+import sides
+import steps
 
 from fda_jax import models
-from fda_jax.experiment.environment import environment
-from fda_jax.layers import METHODS, make_method
-from fda_jax.training.optimizer import make_optimizer, make_schedule
-from fda_jax.training.state import init_state
-from fda_jax.training.step import Batch, Preprocessing, make_train_step
+from fda_jax.layers import METHODS
 
+NAME = Path(__file__).stem
 REFERENCE = "ste"
-SHAPE, CLASSES, STEPS = (32, 32, 3), 10, 1000
+HALF_WAY = steps.TOTAL_STEPS // 2
+SMALLEST = {"sizes": {"stage_sizes": (1,), "widths": (8,)}, "image_shape_hwc": (8, 8, 3)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--only", nargs="*", choices=METHODS, default=list(METHODS))
+    parser = record.parser(__doc__)
+    parser.add_argument("--only", nargs="*", choices=METHODS, help="all, if not given")
     parser.add_argument("--model", choices=models.MODELS, default="resnet8")
     parser.add_argument("--batch", type=int, default=64, help="images a step")
     parser.add_argument("--rounds", type=int, default=8, help="steps of each side")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    step_of_reference, _ = stepper(REFERENCE, args.model, args.batch)
-    made_with = {
-        **environment(),
-        "command": f"python benchmarks/method_step_time.py --out=runs/method_step_time "
-        f"--model={args.model} --batch={args.batch} --rounds={args.rounds}",
-        "reference": REFERENCE,
-    }
-    rows = {}
-    for name in args.only:
-        step, compile_seconds = stepper(name, args.model, args.batch)
-        times: dict[str, list[float]] = {REFERENCE: [], name: []}
-        losses = []
-        for _ in range(args.rounds):
-            seconds, _ = step_of_reference()
-            times[REFERENCE].append(seconds)
-            seconds, loss = step()
-            times[name].append(seconds)
-            losses.append(loss)
-        rows[name] = {
-            "ratio": statistics.median(times[name]) / statistics.median(times[REFERENCE]),
-            "compile_seconds": compile_seconds,
-            "first_loss": losses[0],
-            "last_loss": losses[-1],
-            "rounds": args.rounds,
+    setting: dict[str, Any] = {"network": args.model, "batch_size": args.batch}
+    names = args.only or list(METHODS)
+    if args.tiny:
+        setting |= {"network": "resnet8", "batch_size": 4, **SMALLEST}
+        names = names[:1]
+    reference = stepper(REFERENCE, setting)
+    made = record.Record(
+        NAME, f"What does a training step of each method cost, relative to {REFERENCE}?"
+    )
+    for name in names:
+        method = reference.at(HALF_WAY) if name == REFERENCE else stepper(name, setting)
+        first = method()
+        reference()
+        answers = sides.alternate({REFERENCE: reference, name: method}, args.rounds)
+        made.details[name] = {
+            "compile_seconds": method.compile_seconds,
+            "ratio": sides.ratio(answers[name], answers[REFERENCE]),
+            "first": first,
+            "turns": answers[name],
+            "turns_of_reference": answers[REFERENCE],
         }
-        print(f"{name:24}{rows[name]['ratio']:6.2f}  loss {losses[0]:.3f} to {losses[-1]:.3f}")
-        write(args, {**made_with, "methods": rows})
+        summarize(made, setting)
+        made.write(args)
+        print(f"{name:24}{made.details[name]['ratio']:6.2f}", flush=True)
+    print(made.answer)
 
 
-def stepper(name: str, model_name: str, batch: int) -> tuple[Callable[[], tuple], float]:
-    """A function that takes one step and returns its seconds and loss, and the compile time."""
-    method = make_method(name)
-    model = models.build(model_name, num_classes=CLASSES, method=method)
-    optimizer = make_optimizer(
-        name="sgd",
-        schedule=make_schedule(
-            schedule="cosine", learning_rate=0.1, total_steps=STEPS, warmup_steps=0
-        ),
-        momentum=0.9,
-        nesterov=False,
-        weight_decay=1e-4,
-        decay_groups=("binary", "real"),
-        clip_norm=0.0,
-        latent_rule=method.latent_rule,
-        total_steps=STEPS,
+def stepper(method: str, setting: dict[str, Any]) -> steps.Stepper:
+    """The compiled step of a method, half-way through training."""
+    made = steps.make_setting(method=method, **setting)
+    return steps.Stepper(made).at(HALF_WAY)
+
+
+def summarize(made: record.Record, setting: dict[str, Any]) -> None:
+    """Table and answer of what has been measured so far."""
+    ratios = sorted((found["ratio"], name) for name, found in made.details.items())
+    made.tables = [
+        record.Table(
+            f"Training step of {setting['network']}, batch {setting['batch_size']}",
+            [
+                "method",
+                f"time a step ({REFERENCE} = 1)",
+                "seconds to compile",
+                "first loss",
+                "last",
+            ],
+            [[name, ratio, *_row(made.details[name])] for ratio, name in ratios],
+            f"{REFERENCE} is measured against itself too: what it differs from 1 is noise.",
+        )
+    ]
+    (least, fastest), (most, slowest) = ratios[0], ratios[-1]
+    near = sum(ratio <= 1.1 for ratio, _ in ratios)
+    made.answer = (
+        f"{near} of {len(ratios)} methods take at most 1.1 steps of {REFERENCE}; the fastest is "
+        f"{fastest} ({least:.2f}), the slowest {slowest} ({most:.2f})."
     )
-    preprocessing = Preprocessing((0.5,) * 3, (0.25,) * 3, crop_px=4, flip=True)
-    key = jax.random.key(0)
-    state = init_state(model, optimizer, key, SHAPE, with_ema=False)
-    # Half-way, where annealed methods are neither at their start nor at their end.
-    state = state.replace(step=jnp.int32(STEPS // 2))
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, *SHAPE), dtype=np.uint8)
-    examples = Batch(jnp.asarray(images), jnp.asarray(rng.integers(0, CLASSES, batch), jnp.int32))
-    jitted = jax.jit(make_train_step(model, optimizer, preprocessing, total_steps=STEPS))
-    start = time.perf_counter()
-    compiled = jitted.lower(state, examples, key).compile()
-    compile_seconds = time.perf_counter() - start
-
-    def step() -> tuple[float, float]:
-        nonlocal state
-        begin = time.perf_counter()
-        state, _, health = compiled(state, examples, key)
-        loss = float(health.loss)
-        return time.perf_counter() - begin, loss
-
-    step()
-    return step, compile_seconds
 
 
-def write(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    rows = report["methods"]
-    (args.out / "method_step_time.json").write_text(json.dumps(report, indent=2) + "\n")
-    lines = ["| method | time a step (ste = 1) | seconds to compile |", "| --- | ---: | ---: |"]
-    for name, row in sorted(rows.items(), key=lambda item: item[1]["ratio"]):
-        lines.append(f"| {name} | {row['ratio']:.2f} | {row['compile_seconds']:.1f} |")
-    text = (
-        f"# Time of a training step\n\nBy `{report['command']}` on {report['device']} at revision "
-        f"{(report['revision'] or 'unknown')[:8]}{'+changes' if report['dirty'] else ''}, jax "
-        f"{jax.__version__}; medians of steps that alternate with ste's.\n\n"
-    )
-    (args.out / "method_step_time.md").write_text(text + "\n".join(lines) + "\n")
+def _row(found: dict[str, Any]) -> tuple[float, float, float]:
+    return found["compile_seconds"], found["first"]["loss"], found["turns"][-1]["loss"]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A training step as train.py compiles it, on images of CIFAR-10's size made of random numbers."""
 
+import copy
 import dataclasses
 import time
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 
 from fda_jax import models
-from fda_jax.layers import make_method
+from fda_jax.layers import Method, make_method
 from fda_jax.training.optimizer import make_optimizer, make_schedule
 from fda_jax.training.state import TrainState, init_state
 from fda_jax.training.step import Batch, Preprocessing, TrainStep, make_train_step
@@ -43,7 +44,7 @@ class Setting:
 
 def make_setting(
     network: str,
-    method: str,
+    method: str | Method,
     batch_size: int,
     *,
     image_shape_hwc: tuple[int, int, int] = (32, 32, 3),
@@ -51,19 +52,22 @@ def make_setting(
     axis_name: str | None = None,
     augment: bool = True,
     sizes: dict[str, Any] | None = None,
+    state: TrainState | None = None,
     **knobs: Any,
 ) -> Setting:
     """The recipe of FDA-BNN's section 3.1: SGD 0.9, rate 0.1 (cosine), weight decay 1e-4.
 
     Args:
       network: name of `models.MODELS`.
-      method: name of `layers.METHODS`.
+      method: name of `layers.METHODS`, or a method.
       batch_size: images a step.
       image_shape_hwc: height, width and channels.
       dtype: "float32" or "bfloat16".
       axis_name: mapped axis of several devices, or None.
       augment: crop and flip, as in training; without, two programs can see the same images.
       sizes: attributes of the network that differ, e.g. {"widths": (32, 64, 128)}.
+      state: whose parameters and statistics to start from, which spares the compilation of new
+        ones; None for new ones.
       knobs: of the method.
 
     Returns:
@@ -91,7 +95,11 @@ def make_setting(
         (0.5,) * 3, (0.25,) * 3, crop_px=4 if augment else 0, flip=augment
     )
     key = jax.random.key(0)
-    state = init_state(model, optimizer, key, image_shape_hwc, with_ema=False)
+    if state is None:
+        state = init_state(model, optimizer, key, image_shape_hwc, with_ema=False)
+    else:
+        state = jax.tree.map(jnp.copy, state.replace(opt_state={}))
+        state = state.replace(opt_state=optimizer.init(state.params))
     train_step = make_train_step(
         model, optimizer, preprocessing, total_steps=TOTAL_STEPS, axis_name=axis_name
     )
@@ -125,6 +133,12 @@ class Stepper:
         self.compiled = jitted.lower(setting.state, setting.batch, setting.key).compile()
         self.compile_seconds = time.perf_counter() - start
         self._state, self._batch, self._key = setting.state, setting.batch, setting.key
+
+    def at(self, step: int) -> "Stepper":
+        """The same program with a copy of the parameters, at this step of training."""
+        other = copy.copy(self)
+        other._state = jax.tree.map(jnp.copy, self._state.replace(step=jnp.int32(step)))
+        return other
 
     def __call__(self) -> dict[str, float]:
         """Take one step, wait for it; its seconds and its loss."""

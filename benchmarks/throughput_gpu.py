@@ -1,0 +1,420 @@
+"""Training throughput on one GPU, beside PyTorch on the same card in the same run.
+
+ResNet-20 with FDA on 50,000 random images of CIFAR-10's size that lie on the device, at batch 128
+and 1024 in bfloat16 and float32 (TF32 on both sides), many steps a compiled call; several seeds
+trained at once; ResNet-18 at 224 pixels where the library has it. Each side is a process of its
+own and they take turns; the peer is compiled in two modes of torch.compile, of which the faster
+counts. Both sides start from the same weights, and the loss of their first batch is compared.
+
+Needs jax, flax, optax, orbax-checkpoint, tensorboardX and numpy and, for the peer, torch. It ends
+before --seconds whatever happens: what would not fit is left out and named, and the record is
+written after each part. --parts runs some of them, e.g. when one was left out.
+
+    python benchmarks/throughput_gpu.py --out=runs/throughput_gpu
+    python benchmarks/throughput_gpu.py --out=runs/throughput_gpu --parts resnet18 f32_1024
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import record
+import sides
+import steps
+from workers.jax_call import Task
+
+from fda_jax import models
+
+WORKERS = Path(__file__).parent / "workers"
+MODES = ("reduce-overhead", "max-autotune-no-cudagraphs")
+OURS = "fda_jax"
+# Of the recipe: 391 steps of 128 images an epoch.
+EPOCHS, STEPS_AN_EPOCH = 400, 391
+# Less than this is not enough to start the sides of a part.
+LEAST_SECONDS = 45
+# Share of a part's time in which its sides must be ready.
+READY = 0.75
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is measured together.
+
+    Attributes:
+      seconds: that it may take, compilation included.
+      sides: tasks of the programs that take turns; those named "torch ..." are the peer's.
+      missing: why it cannot run, or "".
+    """
+
+    seconds: float
+    sides: Mapping[str, Task]
+    missing: str = ""
+
+
+def main() -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both sides share the card
+    parser = record.parser(__doc__)
+    parser.add_argument("--parts", nargs="+", help="of the parts; default: all")
+    parser.add_argument("--seconds", type=float, default=560, help="for everything")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each side")
+    parser.add_argument(
+        "--peak-tflops", type=float, default=989, help="dense bfloat16, of the chip"
+    )
+    parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
+    parser.add_argument("--serial", action="store_true", help="start the sides one by one")
+    args = parser.parse_args()
+    deadline = time.monotonic() + args.seconds
+    if jax.default_backend() != "gpu" and not args.tiny:
+        parser.error(
+            f"this needs a GPU, and jax sees only {jax.devices()[0].device_kind}: install "
+            "jax[cuda12] or jax[cuda13], or try the script with --tiny"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        run(make_parts(args, str(Path(folder) / "variables.npz")), deadline, args, parser)
+
+
+def run(
+    parts: Mapping[str, Part],
+    deadline: float,
+    args: argparse.Namespace,
+    parser: argparse.ArgumentParser,
+) -> None:
+    """Run the parts that are asked for and write the record after each."""
+    unknown = set(args.parts or ()) - set(parts)
+    if unknown:
+        parser.error(f"no parts {sorted(unknown)}: there are {', '.join(parts)}")
+    results: dict[str, Any] = {"matmul_tflops": matmul_tflops(128 if args.tiny else 8192)}
+    for name in args.parts or parts:
+        left = deadline - time.monotonic()
+        seconds = 3600 if args.tiny else min(left, parts[name].seconds)
+        results[name] = run_part(parts[name], seconds, args)
+        print(f"{name}: {describe(results[name])}", flush=True)
+        path = make_record(results, parts, args).write(args)
+    print(path)
+
+
+def make_parts(args: argparse.Namespace, variables: str) -> dict[str, Part]:
+    """The parts, the most telling first; `variables` is the file to write the weights to."""
+    base = Task(
+        "resnet20",
+        batch=128,
+        dtype="bfloat16",
+        side_px=32,
+        examples=50_000,
+        steps_per_call=100,
+        turn_seconds=1.5,
+    )
+    if args.tiny:
+        base = dataclasses.replace(
+            base, batch=4, side_px=8, examples=16, steps_per_call=2, turn_seconds=0.01, blocks=1
+        )
+    save_variables(base, variables)
+
+    def beside_torch(seconds: float, evaluate: bool = False, **changes: Any) -> Part:
+        ours = dataclasses.replace(base, **changes)
+        start = variables if ours.network == "resnet20" else ""
+        made = {OURS: dataclasses.replace(ours, evaluate=evaluate)}
+        for mode in ("eager",) if args.tiny else MODES:
+            made[f"torch {mode}"] = dataclasses.replace(ours, mode=mode, variables=start)
+        return Part(seconds, made)
+
+    seeds = (1, 2) if args.tiny else (1, 2, 4, 8, 16, 32)
+    several = {f"{n} seeds": dataclasses.replace(base, seeds=n) for n in seeds}
+    parts = {"bf16_128": beside_torch(150, evaluate=True), "seeds": Part(150, several)}
+    if args.tiny:
+        return parts
+    parts["bf16_1024"] = beside_torch(110, batch=1024, steps_per_call=25)
+    parts["f32_128"] = beside_torch(110, dtype="float32")
+    parts["resnet18"] = beside_torch(
+        120, network="resnet18", batch=256, side_px=224, examples=2048, steps_per_call=10
+    )
+    parts["f32_1024"] = beside_torch(110, batch=1024, steps_per_call=25, dtype="float32")
+    if "resnet18" not in models.MODELS:
+        parts["resnet18"] = Part(0, {}, "the library has no network resnet18")
+    return parts
+
+
+def save_variables(task: Task, path: str) -> None:
+    """The first weights of our side, by their paths, for the peer to start from."""
+    sizes = {"stage_sizes": (task.blocks,) * 3}
+    shape = (task.side_px, task.side_px, 3)
+    setting = steps.make_setting("resnet20", task.method, 1, image_shape_hwc=shape, sizes=sizes)
+    tree = {"params": setting.state.params, "batch_stats": setting.state.batch_stats}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = {"/".join(key.key for key in keys): np.asarray(leaf) for keys, leaf in leaves}
+    np.savez(path, **named)
+
+
+def matmul_tflops(size: int) -> float:
+    """TFLOP/s of a square bfloat16 matrix product, the practical peak."""
+    a = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
+    multiply = jax.jit(lambda a, b: a @ b)
+    jax.block_until_ready(multiply(a, a))
+    count = 20
+    begin = time.perf_counter()
+    products = [multiply(a, a) for _ in range(count)]
+    jax.block_until_ready(products)
+    return 2 * size**3 * count / (time.perf_counter() - begin) / 1e12
+
+
+def run_part(part: Part, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Start the sides, let them take turns until the time is up; what came out, by side."""
+    if part.missing:
+        return {"skipped": part.missing}
+    if seconds < LEAST_SECONDS:
+        return {"skipped": f"{max(seconds, 0):.0f} of the {args.seconds:.0f} seconds were left"}
+    end = time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        with ThreadPoolExecutor(1 if args.serial else len(part.sides)) as pool:
+            starts = {
+                name: pool.submit(start, name, task, end, args) for name, task in part.sides.items()
+            }
+        results: dict[str, Any] = {}
+        turns: dict[str, Callable[[], Mapping[str, Any]]] = {}
+        for name, future in starts.items():
+            side = future.result()
+            if isinstance(side, str):
+                results[name] = {"failed": side}
+                continue
+            stack.callback(side.close)
+            results[name] = {"facts": side.facts, "turns": []}
+            turns[name] = side.turn
+        last = 0.0
+        for _ in range(1 if args.tiny else args.rounds):
+            begin = time.monotonic()
+            if not turns or end - begin < 2 * last:
+                break
+            try:
+                answers = sides.alternate(turns, 1)
+            except sides.SideError as error:
+                results["stopped"] = str(error)
+                break
+            last = time.monotonic() - begin
+            for name, answer in answers.items():
+                results[name]["turns"] += answer
+    return results
+
+
+def start(name: str, task: Task, end: float, args: argparse.Namespace) -> sides.Side | str:
+    """Start a side that is killed at `end`; or why it did not start."""
+    ours = not name.startswith("torch")
+    program = sys.executable if ours else args.torch_python
+    worker = WORKERS / ("jax_call.py" if ours else "torch_gpu.py")
+    limit = max(1, int(end - time.monotonic()))
+    # A side that is slow to start must leave the others time for their turns.
+    text = json.dumps({**dataclasses.asdict(task), "ready_seconds": int(READY * limit)})
+    command = ["timeout", "--signal=KILL", str(limit), program, str(worker), text]
+    try:
+        return sides.Side(command)
+    except sides.SideError as error:
+        return f"not ready for its first turn in {READY * limit:.0f} s: {str(error)[-300:]}"
+
+
+def measured(result: Mapping[str, Any]) -> dict[str, float]:
+    """Images a second of the sides that had a turn."""
+    return {
+        name: statistics.median(turn["images_per_second"] for turn in side["turns"])
+        for name, side in result.items()
+        if isinstance(side, Mapping) and side.get("turns")
+    }
+
+
+def failures(result: Mapping[str, Any]) -> dict[str, str]:
+    """Why sides of a part have no turn, or the whole part stopped."""
+    if "stopped" in result:
+        return {"stopped": result["stopped"]}
+    return {name: side["failed"] for name, side in result.items() if "failed" in side}
+
+
+def fastest_torch(speeds: Mapping[str, float]) -> str | None:
+    return max((name for name in speeds if name.startswith("torch")), key=speeds.get, default=None)
+
+
+def describe(result: Mapping[str, Any]) -> str:
+    if "skipped" in result:
+        return f"left out: {result['skipped']}"
+    speeds = measured(result)
+    shown = [f"{name} {speed:,.0f} images/s" for name, speed in speeds.items()]
+    failed = [f"{name}: {word}" for name, word in failures(result).items()]
+    return ", ".join(shown + failed)
+
+
+def ratio_to_torch(result: Mapping[str, Any]) -> float | None:
+    speeds = measured(result)
+    peer = fastest_torch(speeds)
+    return speeds[OURS] / speeds[peer] if OURS in speeds and peer else None
+
+
+def run_seconds(result: Mapping[str, Any]) -> float | None:
+    """A run of the recipe's length from measured steps and evaluations, one each epoch."""
+    speed = measured(result).get(OURS)
+    if speed is None:
+        return None
+    side = result[OURS]
+    evaluation = statistics.median(turn["evaluation_seconds"] for turn in side["turns"])
+    step = statistics.median(turn["seconds"] / turn["steps"] for turn in side["turns"])
+    return EPOCHS * (STEPS_AN_EPOCH * step + evaluation)
+
+
+def make_record(
+    results: Mapping[str, Any], parts: Mapping[str, Part], args: argparse.Namespace
+) -> record.Record:
+    beside = {name: part for name, part in parts.items() if OURS in part.sides and name in results}
+    made = record.Record(
+        name="throughput_gpu",
+        question="How fast does training run on one GPU, beside PyTorch and beside the chip's "
+        "peak?",
+        tables=[
+            speed_table(results, beside, args),
+            *([seeds_table(results["seeds"])] if "seeds" in results else []),
+        ],
+        goals=goals(results),
+        details={
+            **results,
+            "peak_tflops": args.peak_tflops,
+            "left_out": {
+                name: result["skipped"]
+                for name, result in results.items()
+                if isinstance(result, Mapping) and "skipped" in result
+            },
+        },
+    )
+    reached = [f"{goal.what}: {goal.measured}" for goal in made.goals if goal.measured]
+    made.answer = "; ".join(reached) + "."
+    return made
+
+
+def speed_table(
+    results: Mapping[str, Any], beside: Mapping[str, Part], args: argparse.Namespace
+) -> record.Table:
+    rows = []
+    for name, part in beside.items():
+        task, result = part.sides[OURS], results[name]
+        speeds = measured(result)
+        peer, ratio = fastest_torch(speeds), ratio_to_torch(result)
+        row: list[Any] = [f"{task.network}, batch {task.batch}, {task.dtype}"]
+        row += [rounded(speeds.get(OURS)), rounded(speeds.get(peer or "")), peer, rounded(ratio, 2)]
+        tflops = None
+        if OURS in speeds:
+            flops = result[OURS]["facts"]["flops_per_step"] / task.batch
+            tflops = flops * speeds[OURS] / 1e12
+        row.append(rounded(tflops, 1))
+        for peak in (args.peak_tflops, results["matmul_tflops"]):
+            row.append(None if tflops is None else f"{tflops / peak:.1%}")
+        rows.append(row)
+    return record.Table(
+        "Throughput of training",
+        [
+            "network",
+            "ours, images/s",
+            "PyTorch, images/s",
+            "faster mode of torch.compile",
+            "ratio",
+            "ours, TFLOP/s",
+            "of the chip's peak",
+            f"of a matrix product ({results['matmul_tflops']:.0f} TFLOP/s)",
+        ],
+        rows,
+        f"Medians of turns that alternated; FLOPs as XLA counts them in the step; the peak is "
+        f"{args.peak_tflops:g} TFLOP/s, dense bfloat16, also for float32.",
+    )
+
+
+def seeds_table(result: Mapping[str, Any]) -> record.Table:
+    speeds = measured(result)
+    single = speeds.get("1 seeds")
+    rows = [
+        [int(name.split()[0]), rounded(speed), rounded(speed / single, 2) if single else None]
+        for name, speed in speeds.items()
+    ]
+    return record.Table(
+        "Several seeds at once: ResNet-20, batch 128 each, bfloat16",
+        ["seeds", "images/s of all", "to one seed"],
+        rows,
+        "One compiled call trains all, each with its own weights, order and augmentation.",
+    )
+
+
+def rounded(value: float | None, digits: int | None = None) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def goals(results: Mapping[str, Any]) -> list[record.Goal]:
+    made = []
+    limits = {"bf16_128": 2.0, "f32_128": 2.0, "resnet18": 1.0}
+    words = {
+        "bf16_128": "ResNet-20, batch 128, bfloat16",
+        "f32_128": "ResNet-20, batch 128, float32",
+        "resnet18": "ResNet-18, 224 pixels, batch 256, bfloat16",
+    }
+    for name, limit in limits.items():
+        ratio = ratio_to_torch(results.get(name, {}))
+        made.append(
+            record.Goal(
+                f"{words[name]}: at least {limit:g} times PyTorch's images a second",
+                None if ratio is None else f"{ratio:.2f} times",
+                None if ratio is None else ratio >= limit,
+            )
+        )
+    seconds = run_seconds(results.get("bf16_128", {}))
+    made.append(
+        record.Goal(
+            f"{EPOCHS} epochs of ResNet-20 at batch 128 with an evaluation each, from measured "
+            "steps, in under 7 minutes",
+            None if seconds is None else f"{seconds / 60:.1f} min",
+            None if seconds is None else seconds < 7 * 60,
+        )
+    )
+    speeds = measured(results.get("seeds", {}))
+    gains = {
+        name: speed / speeds["1 seeds"] for name, speed in speeds.items() if "1 seeds" in speeds
+    }
+    best = max(gains, key=gains.__getitem__, default=None)
+    made.append(
+        record.Goal(
+            "several seeds at once: at least 3 times the images a second of one",
+            f"{gains[best]:.2f} times with {best}" if best else None,
+            gains[best] >= 3 if best else None,
+        )
+    )
+    differences = list(check_differences(results))
+    made.append(
+        record.Goal(
+            "both sides compute the same: losses of the first batch within 2%",
+            f"largest difference {max(differences):.2%}" if differences else None,
+            max(differences) < 0.02 if differences else None,
+        )
+    )
+    return made
+
+
+def check_differences(results: Mapping[str, Any]) -> Sequence[float]:
+    """Relative differences of the first losses where both sides had the same weights."""
+    found = []
+    for name, result in results.items():
+        if name == "resnet18" or not isinstance(result, Mapping) or not measured(result).get(OURS):
+            continue
+        ours = result[OURS]["facts"]["check_loss"]
+        found += [
+            abs(side["facts"]["check_loss"] / ours - 1)
+            for key, side in result.items()
+            if key.startswith("torch") and isinstance(side, Mapping) and "facts" in side
+        ]
+    return found
+
+
+if __name__ == "__main__":
+    main()
