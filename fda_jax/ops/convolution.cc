@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -150,9 +151,11 @@ struct Tap {
 
 // Pixels x kVectors * kLanes outputs in registers:
 // out[p] = sum over taps and inputs of in[p * in_step + tap][i] * weights[tap][i].
-template <int kPixels, int kVectors>
+// kStep is in_step where it is known beforehand, else 0: known offsets need no registers.
+template <int kPixels, int kVectors, int kStep>
 void tile(const float* in, int64_t in_step, const std::vector<Tap>& taps, const float* weights,
           int64_t inputs, float* out, int64_t out_step) {
+  const int64_t step = kStep ? kStep : in_step;
   Vector sum[kPixels][kVectors] = {};
   for (const Tap& tap : taps) {
     const float* pixel = in + tap.offset;
@@ -163,7 +166,7 @@ void tile(const float* in, int64_t in_step, const std::vector<Tap>& taps, const 
       for (int v = 0; v < kVectors; ++v) row[v] = load(w + v * kLanes);
 #pragma GCC unroll 16
       for (int p = 0; p < kPixels; ++p) {
-        const float value = pixel[p * in_step + i];
+        const float value = pixel[p * step + i];
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) sum[p][v] += value * row[v];
       }
@@ -174,25 +177,33 @@ void tile(const float* in, int64_t in_step, const std::vector<Tap>& taps, const 
 }
 
 // A row of output pixels, in tiles of the greatest size that fits.
-template <int kVectors>
+template <int kVectors, int kStep>
 void row_of_tiles(const float* in, int64_t in_step, const std::vector<Tap>& taps,
                   const float* weights, int64_t inputs, float* out, int64_t out_step,
                   int64_t pixels) {
   while (pixels > 0) {
-    int64_t done;
+    const auto go = [&](auto size) {
+      tile<size, kVectors, kStep>(in, in_step, taps, weights, inputs, out, out_step);
+      in += size * in_step;
+      out += size * out_step;
+      pixels -= size;
+    };
     if (kVectors == 1 && pixels >= 16) {
-      tile<16, kVectors>(in, in_step, taps, weights, inputs, out, out_step), done = 16;
+      go(std::integral_constant<int, 16>());
     } else if (pixels >= 8) {
-      tile<8, kVectors>(in, in_step, taps, weights, inputs, out, out_step), done = 8;
+      go(std::integral_constant<int, 8>());
     } else if (pixels >= 4) {
-      tile<4, kVectors>(in, in_step, taps, weights, inputs, out, out_step), done = 4;
+      go(std::integral_constant<int, 4>());
     } else {
-      tile<1, kVectors>(in, in_step, taps, weights, inputs, out, out_step), done = 1;
+      go(std::integral_constant<int, 1>());
     }
-    in += done * in_step;
-    out += done * out_step;
-    pixels -= done;
   }
+}
+
+// With two vectors to an output the loop has registers to spare, and known offsets slow it down.
+auto row_of_tiles_for(int64_t vectors, int64_t in_step) {
+  if (vectors == 2) return row_of_tiles<2, 0>;
+  return in_step == 16 ? row_of_tiles<1, 16> : row_of_tiles<1, 0>;
 }
 
 // Output pixels that see the same taps: (y + step * i, x + step * j) for i < rows, j < cols.
@@ -245,11 +256,11 @@ struct Gather {
 
   void one(const float* image, int64_t step, const float* weights, const Group& group,
            float* result) const {
-    const auto row = group.size == kLanes ? row_of_tiles<1> : row_of_tiles<2>;
+    const int64_t pixel = in_step * step;
+    const auto row = row_of_tiles_for(group.size / kLanes, pixel);
     for (const Phase& phase : phases)
       for (int64_t y = 0; y < phase.rows; ++y)
-        row(image + y * in_step * border.width * step, in_step * step, phase.taps, weights,
-            in.channels,
+        row(image + y * border.width * pixel, pixel, phase.taps, weights, in.channels,
             result + ((phase.y + y * out_step) * out.width + phase.x) * out.channels + group.first,
             out_step * out.channels, phase.cols);
   }
