@@ -35,7 +35,7 @@ def xla(x, w, stride, padding):
 
 def passes(convolution, x, w, stride, padding, seed=0):
     y, pull = jax.vjp(lambda x, w: convolution(x, w, stride, padding), x, w)
-    g = jax.random.normal(jax.random.key(seed), y.shape, y.dtype)
+    g = jnp.asarray(np.random.default_rng(seed).standard_normal(y.shape), y.dtype)
     return y, *pull(g), g
 
 
@@ -79,7 +79,7 @@ def assert_equal_passes(x, w, stride, padding):
     padding=st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_all_three_passes_equal_the_literal_sums(
     batch, size, channels, filters, kernel, stride, padding, seed
 ):
@@ -92,10 +92,10 @@ def test_all_three_passes_equal_the_literal_sums(
 
 @pytest.mark.parametrize(
     ("size", "channels", "filters", "stride"),
-    [(32, 16, 16, 1), (32, 16, 32, 2), (16, 32, 32, 1), (8, 64, 64, 1), (4, 128, 256, 1)],
+    [(32, 16, 16, 1), (16, 32, 64, 2), (4, 128, 256, 1)],
 )
 def test_the_shapes_of_the_networks_agree_with_the_literal_sums(size, channels, filters, stride):
-    assert_equal_passes(*operands(6, size, size, channels, filters, (3, 3)), stride, SAME)
+    assert_equal_passes(*operands(3, size, size, channels, filters, (3, 3)), stride, SAME)
 
 
 @needs_kernels
