@@ -7,19 +7,50 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fda_jax import ops
 
-def batch_norm(
-    dtype: jnp.dtype, axis_name: str | None, *, train: bool
-) -> Callable[..., nn.BatchNorm]:
-    """Batch normalisation with running statistics of momentum 0.9, synchronised in training."""
-    return functools.partial(
-        nn.BatchNorm,
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-        axis_name=axis_name if train else None,
-    )
+MOMENTUM, EPSILON = 0.9, 1e-5
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with running statistics, synchronised over devices in training.
+
+    Forward in training: see `ops.batch_norm`; the running statistics keep 0.9 of what they were.
+    Otherwise: scale (x - mean) / sqrt(variance + 1e-5) + bias with the running statistics.
+
+    Attributes:
+      train: normalise by the batch's statistics and update the running ones.
+      dtype: of the result; parameters, statistics and their sums stay float32.
+      axis_name: mapped axis over which the batch's statistics are averaged, or None.
+
+    Parameters and statistics, (channels,) each: `scale`, `bias`; `mean`, `var` in "batch_stats".
+    """
+
+    train: bool
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise x (..., channels)."""
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        x = x.astype(self.dtype)
+        if not self.train or self.is_initializing():
+            factor = jax.lax.rsqrt(variance.value + EPSILON) * scale
+            return ((x - mean.value) * factor + bias).astype(self.dtype)
+        y, *seen = ops.batch_norm(x, scale, bias, EPSILON, self.axis_name)
+        for running, new in zip((mean, variance), seen, strict=True):
+            running.value = MOMENTUM * running.value + (1 - MOMENTUM) * new
+        return y
+
+
+def batch_norm(dtype: jnp.dtype, axis_name: str | None, *, train: bool) -> Callable[..., BatchNorm]:
+    """Make `BatchNorm`s from their names."""
+    return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name)
 
 
 def stem(features: int, dtype: jnp.dtype) -> nn.Conv:

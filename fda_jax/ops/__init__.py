@@ -24,6 +24,7 @@ from fda_jax.ops.fourier import (
 from fda_jax.ops.latent import Bop, ClipLatents, LatentRule, StepFromQuantized
 from fda_jax.ops.levels import HalfWaveGaussian, Ternary, UniformActivation, uniform_weights
 from fda_jax.ops.noise import SHORTCUTS, hidden_width, noise, noise_scale, shortcut
+from fda_jax.ops.normalization import batch_norm
 from fda_jax.ops.periodic import DISTRIBUTIONS, Periodic, quantization_error, sine_moments
 from fda_jax.ops.proximal import (
     PROXIMAL_METHODS,
@@ -68,6 +69,7 @@ __all__ = [
     "Synthesized",
     "Ternary",
     "UniformActivation",
+    "batch_norm",
     "binarize",
     "check_decomposition",
     "check_pair",

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fda_jax.ops.native import TARGETS, kernels
+from fda_jax.ops.native import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, kernels
 
-FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = TARGETS
 # Input channels that the kernel of the weight gradient takes at a time.
 _BLOCK = 8
 # From here on XLA's CPU backend computes a weight gradient faster as shifted matrix products.

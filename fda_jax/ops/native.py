@@ -1,7 +1,7 @@
 """Kernels in C++ for the CPU backend: built once with the machine's own compiler, then kept.
 
 XLA's convolutions leave a CPU half idle on the shapes that binary networks train with, most of all
-in the gradient of the weights. `convolution.cc` beside this file holds our own. They need a C++
+in the gradient of the weights. `kernels.cc` beside this file holds our own. They need a C++
 compiler at hand (as torch.compile does); where there is none, or FDA_JAX_NATIVE=0 is set, XLA's are
 used, and nothing but the speed and the last bits of a sum change.
 """
@@ -21,9 +21,13 @@ from pathlib import Path
 
 import jax
 
-SOURCE = Path(__file__).with_name("convolution.cc")
+SOURCE = Path(__file__).with_name("kernels.cc")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
-TARGETS = ("fda_jax_forward", "fda_jax_input_gradient", "fda_jax_weight_gradient")
+FORWARD = "fda_jax_forward"
+INPUT_GRADIENT = "fda_jax_input_gradient"
+WEIGHT_GRADIENT = "fda_jax_weight_gradient"
+CHANNEL_SUMS = "fda_jax_channel_sums"
+TARGETS = (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, CHANNEL_SUMS)
 SWITCH = "FDA_JAX_NATIVE"
 BUILD_SECONDS = 120
 
@@ -94,7 +98,7 @@ def _load(compiler: str) -> ctypes.CDLL:
         _processor(),
     ]
     digest = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:16]
-    name = f"convolution-{digest}.so"
+    name = f"kernels-{digest}.so"
     try:
         folder = cache_folder() / "native"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -23,7 +23,11 @@ def pull_back(estimator, x):
 @pytest.fixture(scope="module")
 def setting():
     return steps.make_setting(
-        "resnet8", "fda", 4 * jax.local_device_count(), axis_name=devices.AXIS
+        "resnet_digits",
+        "fda",
+        4 * jax.local_device_count(),
+        image_shape_hwc=(8, 8, 1),
+        axis_name=devices.AXIS,
     )
 
 
