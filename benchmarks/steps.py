@@ -91,8 +91,9 @@ def make_setting(
         latent_rule=chosen.latent_rule,
         total_steps=TOTAL_STEPS,
     )
+    channels = image_shape_hwc[-1]
     preprocessing = Preprocessing(
-        (0.5,) * 3, (0.25,) * 3, crop_px=4 if augment else 0, flip=augment
+        (0.5,) * channels, (0.25,) * channels, crop_px=4 if augment else 0, flip=augment
     )
     key = jax.random.key(0)
     if state is None:
