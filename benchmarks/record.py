@@ -85,11 +85,22 @@ class Record:
         """Write the JSON file; it holds the command, the packages, the device and the revision."""
         args.out.mkdir(parents=True, exist_ok=True)
         path = args.out / f"{self.name}.json"
+        made_with = environment()
+        del made_with["command"]
+        words = [_without_folders(word) for word in sys.argv[1:]]
         content = {
             **dataclasses.asdict(self),
-            "command": f"python benchmarks/{self.name}.py {shlex.join(sys.argv[1:])}".strip(),
+            "command": f"python benchmarks/{self.name}.py {shlex.join(words)}".strip(),
             "tiny": args.tiny,
-            "environment": environment(),
+            "environment": made_with,
         }
         path.write_text(json.dumps(content, indent=1) + "\n")
         return path
+
+
+def _without_folders(word: str) -> str:
+    """A flag whose value is an absolute path, with the path's last name alone."""
+    flag, _, value = word.rpartition("=")
+    if not Path(value).is_absolute():
+        return word
+    return f"{flag}={Path(value).name}" if flag else Path(value).name
