@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -42,10 +43,10 @@ class BatchNorm(nn.Module):
         if not self.train or self.is_initializing():
             factor = jax.lax.rsqrt(variance.value + EPSILON) * scale
             return ((x - mean.value) * factor + bias).astype(self.dtype)
-        y, *seen = ops.batch_norm(x, scale, bias, EPSILON, self.axis_name)
-        for running, new in zip((mean, variance), seen, strict=True):
+        normalised = cast(tuple, ops.batch_norm(x, scale, bias, EPSILON, self.axis_name))
+        for running, new in zip((mean, variance), normalised[1:], strict=True):
             running.value = MOMENTUM * running.value + (1 - MOMENTUM) * new
-        return y
+        return normalised[0]
 
 
 def batch_norm(dtype: jnp.dtype, axis_name: str | None, *, train: bool) -> Callable[..., BatchNorm]:
