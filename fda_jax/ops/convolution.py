@@ -1,13 +1,12 @@
 """Convolution whose training passes run on our own kernels on the CPU, and on XLA's elsewhere."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fda_jax.ops.native import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, kernels
+from fda_jax.ops.native import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, choose
 
 # Input channels that the kernel of the weight gradient takes at a time.
 _BLOCK = 8
@@ -44,40 +43,37 @@ def convolve(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
 
 
 def _forward(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> tuple:
-    y = _choose(
+    y = choose(
         FORWARD,
         lambda x, w: _xla(x, w, stride, padding),
         (x, w),
-        result=jax.eval_shape(lambda: _xla(x, w, stride, padding)),
+        shape=jax.eval_shape(lambda: _xla(x, w, stride, padding)).shape,
         fits=lambda lanes: w.shape[3] % lanes == 0,
-        stride=stride,
-        padding=padding,
+        attributes=_attributes(stride, padding),
     )
     return y, (x, w)
 
 
 def _backward(stride: int, padding: Padding, residual: tuple, g: jax.Array) -> tuple:
     x, w = residual
-    dx = _choose(
+    dx = choose(
         INPUT_GRADIENT,
         lambda g, w: jax.vjp(lambda x: _xla(x, w, stride, padding), x)[1](g)[0],
         (g, w),
-        result=x,
+        shape=x.shape,
         fits=lambda lanes: w.shape[2] % lanes == 0,
-        stride=stride,
-        padding=padding,
+        attributes=_attributes(stride, padding),
     )
-    dw = _choose(
+    dw = choose(
         WEIGHT_GRADIENT,
         lambda x, g: jax.vjp(lambda w: _xla(x, w, stride, padding), w)[1](g)[0],
         (x, g),
-        result=w,
+        shape=w.shape,
         fits=lambda lanes: w.shape[2] % _BLOCK == 0 and w.shape[3] % lanes == 0,
-        stride=stride,
-        padding=padding,
         otherwise=functools.partial(_shifted_products, w.shape, stride, padding)
         if min(w.shape[2:]) >= _MANY_CHANNELS
         else None,
+        attributes=_attributes(stride, padding),
     )
     return dx, dw
 
@@ -91,34 +87,9 @@ def _xla(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array
     )
 
 
-def _choose(
-    target: str,
-    xla: Callable[..., jax.Array],
-    arguments: tuple[jax.Array, jax.Array],
-    *,
-    result: jax.Array | jax.ShapeDtypeStruct,
-    fits: Callable[[int], bool],
-    stride: int,
-    padding: Padding,
-    otherwise: Callable[..., jax.Array] | None = None,
-) -> jax.Array:
-    """Our kernel on the CPU if it takes the shape, else `otherwise`; XLA on all other devices."""
-    single = all(array.dtype == jnp.float32 for array in arguments)
-    ours = kernels() if single and jax.default_backend() == "cpu" else None
-    if ours is not None and fits(ours.lanes):
-        # A batch of calls (vmap) runs them one after another: each fills all cores.
-        call = jax.ffi.ffi_call(
-            target,
-            jax.ShapeDtypeStruct(result.shape, result.dtype),
-            vmap_method="sequential",
-        )
-        top, left = np.int64(padding[0][0]), np.int64(padding[1][0])
-        cpu = functools.partial(call, stride=np.int64(stride), top=top, left=left)
-    else:
-        cpu = otherwise
-    if cpu is None:
-        return xla(*arguments)
-    return jax.lax.platform_dependent(*arguments, cpu=cpu, default=xla)
+def _attributes(stride: int, padding: Padding) -> dict[str, np.int64]:
+    (top, _), (left, _) = padding
+    return {"stride": np.int64(stride), "top": np.int64(top), "left": np.int64(left)}
 
 
 def _shifted_products(

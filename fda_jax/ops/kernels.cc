@@ -29,7 +29,8 @@ constexpr int kLanes = 8;
 constexpr int kLanes = 4;
 #endif
 
-typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
+typedef float Vector
+    __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
@@ -394,10 +395,10 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
         for (int64_t unit = begin; unit < end; ++unit) {
           const int64_t tap = unit % taps, c = unit / taps * kBlock;
           const int64_t pixel = tap / kernel[1] * border.width + tap % kernel[1];
+          float* gradient = dw->typed_data() + (tap * in.channels + c) * out.channels + group.first;
           tile(&padded.values[(c - first) / kBlock * padded.block_size() + pixel * kBlock],
                stride * border.width * kBlock, stride * kBlock, whole ? from : cotangent.data(),
-               out.height, out.width, dw->typed_data() + (tap * in.channels + c) * out.channels + group.first,
-               out.channels);
+               out.height, out.width, gradient, out.channels);
         }
       }
     }
@@ -453,7 +454,8 @@ ffi::Error channel_sums(ffi::ThreadPool pool, Array a, Array b, Result sums) {
     for (int64_t c = 0; c < channels; ++c) {
       double total = 0;
       for (int64_t item = 0; item < items; ++item)
-        for (int64_t f = 0; f < folds; ++f) total += parts[(item * 2 + s) * width + f * channels + c];
+        for (int64_t f = 0; f < folds; ++f)
+          total += parts[(item * 2 + s) * width + f * channels + c];
       sums->typed_data()[s * channels + c] = static_cast<float>(total);
     }
   }

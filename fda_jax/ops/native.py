@@ -1,9 +1,9 @@
 """Kernels in C++ for the CPU backend: built once with the machine's own compiler, then kept.
 
 XLA's convolutions leave a CPU half idle on the shapes that binary networks train with, most of all
-in the gradient of the weights. `kernels.cc` beside this file holds our own. They need a C++
-compiler at hand (as torch.compile does); where there is none, or FDA_JAX_NATIVE=0 is set, XLA's are
-used, and nothing but the speed and the last bits of a sum change.
+in the gradient of the weights. `kernels.cc` beside this file holds our own, and the sums of batch
+normalisation. They need a C++ compiler at hand (as torch.compile does); where there is none, or
+FDA_JAX_NATIVE=0 is set, XLA's are used: nothing but the speed and the last bits of a sum change.
 """
 
 import ctypes
@@ -16,10 +16,13 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
+import numpy as np
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
@@ -51,6 +54,47 @@ def cache_folder() -> Path:
     """
     named = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (named if named.is_absolute() else Path.home() / ".cache") / "fda_jax"
+
+
+def choose(
+    target: str,
+    xla: Callable[..., jax.Array],
+    arguments: tuple[jax.Array, jax.Array],
+    *,
+    shape: tuple[int, ...],
+    fits: Callable[[int], bool],
+    otherwise: Callable[..., jax.Array] | None = None,
+    attributes: Mapping[str, np.int64] = MappingProxyType({}),
+) -> jax.Array:
+    """Call our kernel on the CPU if it takes the arrays, and XLA on all other devices.
+
+    Args:
+      target: of `TARGETS`.
+      xla: (*arguments) -> result.
+      arguments: of the kernel; it takes float32 alone.
+      shape: of the result.
+      fits: lanes -> whether the kernel takes these shapes.
+      otherwise: what the CPU runs where the kernel does not; None for `xla`.
+      attributes: of the kernel.
+
+    Returns:
+      A float array of the shape.
+    """
+    cpu = otherwise
+    # Where the default device is no CPU, nothing is built: that a CPU is asked for there is rare.
+    if jax.default_backend() == "cpu" and all(
+        array.dtype == np.float32 and array.size for array in arguments
+    ):
+        ours = kernels()
+        if ours is not None and fits(ours.lanes):
+            # A batch of calls (vmap) runs them one after another: each fills all cores.
+            call = jax.ffi.ffi_call(
+                target, jax.ShapeDtypeStruct(shape, np.float32), vmap_method="sequential"
+            )
+            cpu = functools.partial(call, **attributes)
+    if cpu is None:
+        return xla(*arguments)
+    return jax.lax.platform_dependent(*arguments, cpu=cpu, default=xla)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fda_jax.ops.native import CHANNEL_SUMS, kernels
+from fda_jax.ops.native import CHANNEL_SUMS, choose
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -79,13 +79,8 @@ def _channel_means(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.stack([jnp.sum(a, axes), jnp.sum(a * b, axes)])
 
     channels = a.shape[-1]
-    single = a.dtype == b.dtype == jnp.float32 and jax.default_backend() == "cpu"
-    ours = kernels() if single else None
-    if ours is not None and channels % ours.lanes == 0:
-        result = jax.ShapeDtypeStruct((2, channels), jnp.float32)
-        call = jax.ffi.ffi_call(CHANNEL_SUMS, result, vmap_method="sequential")
-        sums = jax.lax.platform_dependent(a, b, cpu=call, default=plain)
-    else:
-        sums = plain(a, b)
+    sums = choose(
+        CHANNEL_SUMS, plain, (a, b), shape=(2, channels), fits=lambda lanes: channels % lanes == 0
+    )
     count = a.size // channels
     return sums[0] / count, sums[1] / count
