@@ -5,6 +5,7 @@ python benchmarks/workers/torch_step.py NETWORK METHOD BATCH NPZ eager|compile
 NPZ holds the variables of fda_jax by their paths, joined by "/", and "images" and "labels".
 """
 
+import ctypes
 import resource
 import sys
 import time
@@ -20,6 +21,10 @@ import torch_peer
 
 def main(network: str, method: str, batch: str, npz: str, mode: str) -> None:
     torch.set_flush_denormal(True)  # as XLA has it
+    # As `fda_jax.experiment.memory` does: large tensors from the heap, which is kept.
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(-4, 0)
+    mallopt(-1, 2**31 - 1)
     variables = dict(np.load(npz))
     images, labels = (variables.pop(name)[: int(batch)] for name in ("images", "labels"))
     trainer = torch_peer.Trainer(

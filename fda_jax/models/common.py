@@ -1,8 +1,8 @@
 """Parts that every network shares: the two real layers and batch normalisation."""
 
 import functools
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -63,8 +63,17 @@ def stem(features: int, dtype: jnp.dtype) -> nn.Conv:
         use_bias=False,
         kernel_init=nn.initializers.he_normal(),
         dtype=dtype,
+        conv_general_dilated=_convolve,
         name="stem",
     )
+
+
+def _convolve(
+    x: jax.Array, w: jax.Array, strides: Sequence[int], padding: Sequence[Any], **_: Any
+) -> jax.Array:
+    """`ops.convolve` as Flax calls a convolution, with the same stride on both axes."""
+    (top, bottom), (left, right) = padding
+    return ops.convolve(x, w, strides[0], ((top, bottom), (left, right)))
 
 
 def classifier(num_classes: int) -> nn.Dense:

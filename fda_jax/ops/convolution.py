@@ -8,8 +8,8 @@ import numpy as np
 
 from fda_jax.ops.native import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, choose
 
-# Input channels that the kernel of the weight gradient takes at a time.
-_BLOCK = 8
+# The largest stride that the kernel of the forward pass takes.
+_MOST_STRIDE = 2
 # From here on XLA's CPU backend computes a weight gradient faster as shifted matrix products.
 _MANY_CHANNELS = 128
 
@@ -48,7 +48,7 @@ def _forward(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> tuple
         lambda x, w: _xla(x, w, stride, padding),
         (x, w),
         shape=jax.eval_shape(lambda: _xla(x, w, stride, padding)).shape,
-        fits=lambda lanes: w.shape[3] % lanes == 0,
+        fits=lambda lanes: stride <= _MOST_STRIDE and w.shape[3] % lanes == 0,
         attributes=_attributes(stride, padding),
     )
     return y, (x, w)
@@ -69,7 +69,7 @@ def _backward(stride: int, padding: Padding, residual: tuple, g: jax.Array) -> t
         lambda x, g: jax.vjp(lambda w: _xla(x, w, stride, padding), w)[1](g)[0],
         (x, g),
         shape=w.shape,
-        fits=lambda lanes: w.shape[2] % _BLOCK == 0 and w.shape[3] % lanes == 0,
+        fits=lambda lanes: w.shape[3] % lanes == 0,
         otherwise=functools.partial(_shifted_products, w.shape, stride, padding)
         if min(w.shape[2:]) >= _MANY_CHANNELS
         else None,

@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -65,242 +66,246 @@ void parallel_for(ffi::ThreadPool& pool, int64_t count, std::function<void(int64
   shared->all_done.wait(lock, [&] { return shared->done == shared->count; });
 }
 
-template <int kFloats>
-void copy_each(float* to, int64_t to_step, const float* from, int64_t from_step, int64_t pixels) {
-  for (int64_t p = 0; p < pixels; ++p, to += to_step, from += from_step)
-    std::memcpy(to, from, kFloats * sizeof(float));  // of known size: a move or two
-}
-
-// Copies `size` channels of each pixel.
-void copy_pixels(float* to, int64_t to_step, const float* from, int64_t from_step, int64_t size,
-                 int64_t pixels) {
-  if (size == to_step && size == from_step) {
-    std::memcpy(to, from, pixels * size * sizeof(float));
-  } else if (size == 8) {
-    copy_each<8>(to, to_step, from, from_step, pixels);
-  } else if (size == 16) {
-    copy_each<16>(to, to_step, from, from_step, pixels);
-  } else if (size == 32) {
-    copy_each<32>(to, to_step, from, from_step, pixels);
-  } else {
-    for (int64_t p = 0; p < pixels; ++p)
-      std::memcpy(to + p * to_step, from + p * from_step, size * sizeof(float));
-  }
-}
-
-// A few images with a border of zeros. Channels lie in blocks of `block`, each block's image whole:
-// (image, block, height, width, block). `pitch` >= block is the distance of two pixels.
-struct Padded {
-  int64_t height, width, channels, block, pitch;
-  std::vector<float> values;
-
-  Padded(int64_t images, int64_t height, int64_t width, int64_t channels, int64_t block,
-         int64_t pitch)
-      : height(height),
-        width(width),
-        channels(channels),
-        block(block),
-        pitch(pitch),
-        values(images * image_size(), 0.f) {}
-
-  int64_t block_size() const { return height * width * pitch; }
-  int64_t image_size() const { return channels / block * block_size(); }
-
-  // Copies channels first .. first + channels - 1 of an image that has `all_channels`.
-  void fill(int64_t image, const float* from, int64_t rows, int64_t cols, int64_t all_channels,
-            int64_t first, int64_t top, int64_t left) {
-    for (int64_t c = 0; c < channels; c += block) {
-      float* to = &values[image * image_size() + c / block * block_size()];
-      for (int64_t y = 0; y < rows; ++y)
-        copy_pixels(to + ((y + top) * width + left) * pitch, pitch,
-                    from + y * cols * all_channels + first + c, all_channels, block, cols);
-    }
-  }
-};
-
-// Outputs that a tile computes at once, and where they begin.
-struct Group {
-  int64_t first, size;
-};
-
-std::vector<Group> groups_of(int64_t outputs) {
-  std::vector<Group> groups;
-  for (int64_t first = 0; first < outputs;) {
-    const int64_t size = outputs - first >= 2 * kLanes ? 2 * kLanes : kLanes;
-    groups.push_back({first, size});
-    first += size;
-  }
-  return groups;
-}
-
-// The weights in the order in which tiles read them: group of outputs, tap, input, output.
-// `at(tap, input, output)` is a weight.
-template <class At>
-std::vector<float> pack(int64_t taps, int64_t inputs, int64_t outputs, At at) {
-  std::vector<float> packed(taps * inputs * outputs);
-  float* to = packed.data();
-  for (const Group& group : groups_of(outputs))
-    for (int64_t tap = 0; tap < taps; ++tap)
-      for (int64_t i = 0; i < inputs; ++i)
-        for (int64_t o = 0; o < group.size; ++o) *to++ = at(tap, i, group.first + o);
-  return packed;
-}
-
-// One tap of the kernel: its number, and where it reads relative to a pixel, in floats.
-struct Tap {
-  int64_t number, offset;
-};
-
-// Pixels x kVectors * kLanes outputs in registers:
-// out[p] = sum over taps and inputs of in[p * in_step + tap][i] * weights[tap][i].
-// kStep is in_step where it is known beforehand, else 0: known offsets need no registers.
-template <int kPixels, int kVectors, int kStep>
-void tile(const float* in, int64_t in_step, const std::vector<Tap>& taps, const float* weights,
-          int64_t inputs, float* out, int64_t out_step) {
-  const int64_t step = kStep ? kStep : in_step;
-  Vector sum[kPixels][kVectors] = {};
-  for (const Tap& tap : taps) {
-    const float* pixel = in + tap.offset;
-    const float* w = weights + tap.number * inputs * kVectors * kLanes;
-    for (int64_t i = 0; i < inputs; ++i, w += kVectors * kLanes) {
-      Vector row[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) row[v] = load(w + v * kLanes);
-#pragma GCC unroll 16
-      for (int p = 0; p < kPixels; ++p) {
-        const float value = pixel[p * step + i];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[p][v] += value * row[v];
-      }
-    }
-  }
-  for (int p = 0; p < kPixels; ++p)
-    for (int v = 0; v < kVectors; ++v) store(out + p * out_step + v * kLanes, sum[p][v]);
-}
-
-// A row of output pixels, in tiles of the greatest size that fits.
-template <int kVectors, int kStep>
-void row_of_tiles(const float* in, int64_t in_step, const std::vector<Tap>& taps,
-                  const float* weights, int64_t inputs, float* out, int64_t out_step,
-                  int64_t pixels) {
-  while (pixels > 0) {
-    const auto go = [&](auto size) {
-      tile<size, kVectors, kStep>(in, in_step, taps, weights, inputs, out, out_step);
-      in += size * in_step;
-      out += size * out_step;
-      pixels -= size;
-    };
-    if (kVectors == 1 && pixels >= 16) {
-      go(std::integral_constant<int, 16>());
-    } else if (pixels >= 8) {
-      go(std::integral_constant<int, 8>());
-    } else if (pixels >= 4) {
-      go(std::integral_constant<int, 4>());
-    } else {
-      go(std::integral_constant<int, 1>());
-    }
-  }
-}
-
-// With two vectors to an output the loop has registers to spare, and known offsets slow it down.
-auto row_of_tiles_for(int64_t vectors, int64_t in_step) {
-  if (vectors == 2) return row_of_tiles<2, 0>;
-  return in_step == 16 ? row_of_tiles<1, 16> : row_of_tiles<1, 0>;
-}
-
-// Output pixels that see the same taps: (y + step * i, x + step * j) for i < rows, j < cols.
-struct Phase {
-  int64_t y, x, rows, cols;
-  std::vector<Tap> taps;
-};
-
 // Height, width and channels.
 struct Shape {
   int64_t height, width, channels;
 };
+
+template <class Dimensions>
+Shape shape_of(const Dimensions& d) {
+  return {d[1], d[2], d[3]};
+}
+
+typedef float Quad __attribute__((vector_size(16), aligned(sizeof(float)), may_alias));
+
+inline Quad load_quad(const float* p) { return *reinterpret_cast<const Quad*>(p); }
+inline void store_quad(float* p, Quad v) { *reinterpret_cast<Quad*>(p) = v; }
+
+// Elements of the pair (a, b): 0 to 3 are a's, 4 to 7 are b's.
+template <int i, int j, int k, int l>
+inline Quad pick(Quad a, Quad b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, i, j, k, l);
+#else
+  typedef int Indices __attribute__((vector_size(16)));
+  return __builtin_shuffle(a, b, Indices{i, j, k, l});
+#endif
+}
+
+// to[c * to_step + p] = from[p * from_step + c]
+void transpose(const float* from, int64_t from_step, int64_t pixels, int64_t channels, float* to,
+               int64_t to_step) {
+  const int64_t whole_pixels = pixels & ~3, whole_channels = channels & ~3;
+  for (int64_t p = 0; p < whole_pixels; p += 4) {
+    const float* pixel = from + p * from_step;
+    for (int64_t c = 0; c < whole_channels; c += 4) {
+      const Quad v0 = load_quad(pixel + c), v1 = load_quad(pixel + from_step + c);
+      const Quad v2 = load_quad(pixel + 2 * from_step + c);
+      const Quad v3 = load_quad(pixel + 3 * from_step + c);
+      const Quad low01 = pick<0, 4, 1, 5>(v0, v1), high01 = pick<2, 6, 3, 7>(v0, v1);
+      const Quad low23 = pick<0, 4, 1, 5>(v2, v3), high23 = pick<2, 6, 3, 7>(v2, v3);
+      float* row = to + c * to_step + p;
+      store_quad(row, pick<0, 1, 4, 5>(low01, low23));
+      store_quad(row + to_step, pick<2, 3, 6, 7>(low01, low23));
+      store_quad(row + 2 * to_step, pick<0, 1, 4, 5>(high01, high23));
+      store_quad(row + 3 * to_step, pick<2, 3, 6, 7>(high01, high23));
+    }
+  }
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int64_t c = p < whole_pixels ? whole_channels : 0; c < channels; ++c)
+      to[c * to_step + p] = from[p * from_step + c];
+}
+
+// Some taps of the kernel that read neighbouring pixels of a row: where the first reads, in rows and
+// columns of the input with its border, and their numbers.
+struct Strip {
+  int64_t row, column;
+  std::vector<int64_t> taps;
+};
+
+// Output pixels that see the same taps: (y + step * i, x + step * j) for i < rows, j < cols.
+struct Phase {
+  int64_t y, x, rows, cols;
+  int64_t together;  // taps of a strip
+  std::vector<Strip> strips;
+};
+
+// Taps that a tile handles at once.
+constexpr int64_t kMostTaps = 3;
+
+// `taps` of a kernel's row, which read the neighbouring pixels column, column + 1, ...
+void add_strips(Phase& phase, int64_t row, int64_t column, const std::vector<int64_t>& taps) {
+  const int64_t count = taps.size();
+  phase.together = count <= kMostTaps ? count : 1;
+  for (int64_t t = 0; t < count; t += phase.together)
+    phase.strips.push_back(
+        {row, column + t, {taps.begin() + t, taps.begin() + t + phase.together}});
+}
+
+// Sums that a tile keeps in registers, and input channels that it adds up at once: their weights
+// stay in the second-level cache.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kSums = 16;
+#else
+constexpr int kSums = 8;
+#endif
+constexpr int64_t kDepth = 256;
+
+// What a tile reads and writes. An image with its border lies row by row, in each row channel by
+// channel: (height, channels, width).
+struct TileSteps {
+  int64_t image_row, image_channel;    // in floats
+  int64_t result_row, result_column;  // of neighbouring pixels of the phase
+};
+
+// kRows x kPixels output pixels, kLanes outputs each:
+// out[p] += sum over strips, inputs and taps of image[step * p + tap][input] * weights.
+template <int kRows, int kPixels, int kTaps, int kStep>
+void tile(const float* image, const std::vector<Strip>& strips, const TileSteps& by,
+          int64_t channels, const float* weights, float* result, bool is_first) {
+  const int64_t down = kStep * by.image_row, deep = by.image_channel;
+  Vector sum[kRows][kPixels] = {};
+  if (!is_first) {
+    for (int r = 0; r < kRows; ++r)
+      for (int p = 0; p < kPixels; ++p)
+        sum[r][p] = load(result + r * by.result_row + p * by.result_column);
+  }
+  for (const Strip& strip : strips) {
+    const float* pixel = image + strip.row * by.image_row + strip.column;
+    for (int64_t i = 0; i < channels; ++i, pixel += deep) {
+#pragma GCC unroll 4
+      for (int t = 0; t < kTaps; ++t, weights += kLanes) {
+        const Vector weight = load(weights);
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+          for (int p = 0; p < kPixels; ++p)
+            sum[r][p] += pixel[r * down + p * kStep + t] * weight;
+        }
+      }
+    }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int p = 0; p < kPixels; ++p)
+      store(result + r * by.result_row + p * by.result_column, sum[r][p]);
+}
+
+using Tile = decltype(&tile<1, 1, 1, 1>);
+
+// A tile's function and its size.
+struct Tiling {
+  Tile tile;
+  int64_t rows, pixels;
+};
+
+template <int kTaps, int kStep>
+Tiling tiling_of(int64_t rows, int64_t cols) {
+  if (cols >= kSums) return {tile<1, kSums, kTaps, kStep>, 1, kSums};
+  if (cols >= kSums / 2 && rows >= 2) return {tile<2, kSums / 2, kTaps, kStep>, 2, kSums / 2};
+  if (cols >= kSums / 4 && rows >= 4) return {tile<4, kSums / 4, kTaps, kStep>, 4, kSums / 4};
+  return {tile<1, 1, kTaps, kStep>, 1, 1};
+}
+
+Tiling tiling_of(const Phase& phase, int64_t step) {
+  const auto of = [&](auto taps) {
+    return step == 1 ? tiling_of<taps, 1>(phase.rows, phase.cols)
+                     : tiling_of<taps, 2>(phase.rows, phase.cols);
+  };
+  if (phase.together == 3) return of(std::integral_constant<int, 3>());
+  if (phase.together == 2) return of(std::integral_constant<int, 2>());
+  return of(std::integral_constant<int, 1>());
+}
 
 // What the forward pass and the gradient of the input share: an output pixel is a sum over taps of
 // pixels of the input, `border` being the input's size with its border of zeros.
 struct Gather {
   Shape in, border, out;
   int64_t top, left;    // of the input inside the border
-  int64_t in_step;      // from one output pixel of a phase to the next, in input pixels
+  int64_t in_step;      // from one output pixel of a phase to the next, in input pixels: 1 or 2
   int64_t out_step;     // likewise, in output pixels
   std::vector<Phase> phases;
 
-  // Rows of a power of two would fall on the same lines of the cache.
-  static int64_t pitch(int64_t channels) { return channels % 128 ? channels : channels + kLanes; }
-
-  void run(ffi::ThreadPool& pool, const float* images, int64_t batch, const float* weights,
-           int64_t taps, float* results) const {
-    const int64_t step = pitch(in.channels);
+  // `weight(tap, input, output)` is a weight.
+  template <class Weight>
+  void run(ffi::ThreadPool& pool, const float* images, int64_t batch, const Weight& weight,
+           float* results) const {
+    const std::vector<std::vector<float>> weights = pack(weight);
+    const int64_t size = border.height * border.channels * border.width;
     // As many images at a time as stay in the second-level cache beside the weights.
-    const int64_t bytes = border.height * border.width * step * sizeof(float);
-    const int64_t together = std::clamp<int64_t>((1 << 19) / bytes, 1, 8);
+    const int64_t together = std::clamp<int64_t>((1 << 17) / size, 1, 8);
     // A few items for each thread even out their speeds.
     const int64_t items = std::min(batch, 4 * pool.num_threads());
     parallel_for(pool, items, [&](int64_t item) {
       const int64_t end = (item + 1) * batch / items;
-      Padded padded(together, border.height, border.width, in.channels, in.channels, step);
+      std::vector<float> padded(together * size, 0.f);
       for (int64_t b = item * batch / items; b < end; b += together) {
         const int64_t count = std::min(together, end - b);
         for (int64_t i = 0; i < count; ++i)
-          padded.fill(i, images + (b + i) * in.height * in.width * in.channels, in.height, in.width,
-                      in.channels, 0, top, left);
-        for (const Group& group : groups_of(out.channels))
-          for (int64_t i = 0; i < count; ++i)
-            one(&padded.values[i * padded.image_size()], step,
-                weights + group.first * taps * in.channels, group,
-                results + (b + i) * out.height * out.width * out.channels);
+          fill(&padded[i * size], images + (b + i) * in.height * in.width * in.channels);
+        for (size_t p = 0; p < phases.size(); ++p)
+          one(phases[p], weights[p].data(), padded.data(), size, count,
+              results + b * out.height * out.width * out.channels);
       }
     });
   }
 
-  void one(const float* image, int64_t step, const float* weights, const Group& group,
-           float* result) const {
-    const int64_t pixel = in_step * step;
-    const auto row = row_of_tiles_for(group.size / kLanes, pixel);
-    for (const Phase& phase : phases)
-      for (int64_t y = 0; y < phase.rows; ++y)
-        row(image + y * border.width * pixel, pixel, phase.taps, weights, in.channels,
-            result + ((phase.y + y * out_step) * out.width + phase.x) * out.channels + group.first,
-            out_step * out.channels, phase.cols);
+  // The weights of each phase in the order in which its tiles read them.
+  template <class Weight>
+  std::vector<std::vector<float>> pack(const Weight& weight) const {
+    std::vector<std::vector<float>> packed;
+    for (const Phase& phase : phases) {
+      std::vector<float> of;
+      of.reserve(phase.strips.size() * phase.together * in.channels * out.channels);
+      for (int64_t o = 0; o < out.channels; o += kLanes)
+        for (int64_t first = 0; first < in.channels; first += kDepth)
+          for (const Strip& strip : phase.strips)
+            for (int64_t i = first; i < std::min(first + kDepth, in.channels); ++i)
+              for (const int64_t tap : strip.taps)
+                for (int64_t lane = 0; lane < kLanes; ++lane)
+                  of.push_back(weight(tap, i, o + lane));
+      packed.push_back(std::move(of));
+    }
+    return packed;
   }
-};
 
-// kBlock x kVectors * kLanes gradients in registers, over all pixels of an image.
-constexpr int kBlock = 8;
+  void fill(float* padded, const float* image) const {
+    for (int64_t y = 0; y < in.height; ++y)
+      transpose(image + y * in.width * in.channels, in.channels, in.width, in.channels,
+                padded + (y + top) * border.channels * border.width + left, border.width);
+  }
 
-template <int kVectors>
-void gradient_tile(const float* image, int64_t row_step, int64_t pixel_step, const float* cotangent,
-                   int64_t rows, int64_t cols, float* gradient, int64_t outputs) {
-  Vector sum[kBlock][kVectors];
-  for (int c = 0; c < kBlock; ++c)
-    for (int v = 0; v < kVectors; ++v) sum[c][v] = load(gradient + c * outputs + v * kLanes);
-  for (int64_t y = 0; y < rows; ++y) {
-    const float* pixel = image + y * row_step;
-    for (int64_t x = 0; x < cols; ++x, pixel += pixel_step, cotangent += kVectors * kLanes) {
-      Vector row[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) row[v] = load(cotangent + v * kLanes);
-#pragma GCC unroll 16
-      for (int c = 0; c < kBlock; ++c) {
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[c][v] += pixel[c] * row[v];
+  // The tiles of a phase. The last of a row or column ends with it and may overlap the one before.
+  void one(const Phase& phase, const float* weights, const float* images, int64_t size,
+           int64_t count, float* results) const {
+    const Tiling tiling = tiling_of(phase, in_step);
+    const TileSteps by = {border.channels * border.width, border.width,
+                          out_step * out.width * out.channels, out_step * out.channels};
+    const int64_t last_y = phase.rows - tiling.rows, last_x = phase.cols - tiling.pixels;
+    for (int64_t o = 0; o < out.channels; o += kLanes) {
+      for (int64_t first = 0; first < in.channels; first += kDepth) {
+        const int64_t channels = std::min(kDepth, in.channels - first);
+        for (int64_t i = 0; i < count; ++i) {
+          const float* image = images + i * size + first * by.image_channel;
+          float* result = results + i * out.height * out.width * out.channels +
+                          (phase.y * out.width + phase.x) * out.channels + o;
+          for (int64_t y = 0; y < phase.rows; y += tiling.rows) {
+            const int64_t at_y = std::min(y, last_y);
+            for (int64_t x = 0; x < phase.cols; x += tiling.pixels) {
+              const int64_t at_x = std::min(x, last_x);
+              tiling.tile(image + in_step * (at_y * by.image_row + at_x), phase.strips, by,
+                          channels, weights, result + at_y * by.result_row + at_x * by.result_column,
+                          first == 0);
+            }
+          }
+        }
+        weights += phase.strips.size() * phase.together * channels * kLanes;
       }
     }
   }
-  for (int c = 0; c < kBlock; ++c)
-    for (int v = 0; v < kVectors; ++v) store(gradient + c * outputs + v * kLanes, sum[c][v]);
-}
+};
 
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::ResultBuffer<ffi::F32>;
-
-template <class Dimensions>
-Shape shape_of(const Dimensions& d) {
-  return {d[1], d[2], d[3]};
-}
 
 // The input with the border that the forward pass reads.
 Shape border_of(const Shape& in, const Shape& out, int64_t kernel_height, int64_t kernel_width,
@@ -314,18 +319,19 @@ ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t str
   const auto kernel = w.dimensions();
   const Shape in = shape_of(x.dimensions()), out = shape_of(y->dimensions());
   const Shape border = border_of(in, out, kernel[0], kernel[1], stride, top, left);
-  Phase all{0, 0, out.height, out.width, {}};
-  for (int64_t i = 0; i < kernel[0]; ++i)
-    for (int64_t j = 0; j < kernel[1]; ++j)
-      all.taps.push_back(
-          {i * kernel[1] + j, (i * border.width + j) * Gather::pitch(in.channels)});
-  const int64_t taps = kernel[0] * kernel[1];
+  Phase all{0, 0, out.height, out.width, 1, {}};
+  for (int64_t i = 0; i < kernel[0]; ++i) {
+    std::vector<int64_t> taps(kernel[1]);
+    std::iota(taps.begin(), taps.end(), i * kernel[1]);
+    add_strips(all, i, 0, taps);
+  }
   const float* weights = w.typed_data();
-  const auto packed = pack(taps, in.channels, out.channels, [&](int64_t t, int64_t i, int64_t o) {
-    return weights[(t * in.channels + i) * out.channels + o];
-  });
   Gather{in, border, out, top, left, stride, 1, {all}}.run(
-      pool, x.typed_data(), x.dimensions()[0], packed.data(), taps, y->typed_data());
+      pool, x.typed_data(), x.dimensions()[0],
+      [&](int64_t t, int64_t i, int64_t o) {
+        return weights[(t * in.channels + i) * out.channels + o];
+      },
+      y->typed_data());
   return ffi::Error::Success();
 }
 
@@ -343,66 +349,142 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Result dx, int
   for (int64_t a = 0; a < std::min(stride, out.height); ++a) {
     for (int64_t b = 0; b < std::min(stride, out.width); ++b) {
       Phase phase{a, b, (out.height - a + stride - 1) / stride,
-                  (out.width - b + stride - 1) / stride, {}};
+                  (out.width - b + stride - 1) / stride, 1, {}};
       for (int64_t i = 0; i < kernel[0]; ++i) {
-        for (int64_t j = 0; j < kernel[1]; ++j) {
-          if ((a + top - i) % stride != 0 || (b + left - j) % stride != 0) continue;
-          const int64_t y = kernel[0] + (a + top - i) / stride;
-          const int64_t x = kernel[1] + (b + left - j) / stride;
-          phase.taps.push_back(
-              {i * kernel[1] + j, (y * border.width + x) * Gather::pitch(in.channels)});
+        if ((a + top - i) % stride != 0) continue;
+        std::vector<int64_t> taps;
+        int64_t column = 0;
+        for (int64_t j = kernel[1] - 1; j >= 0; --j) {  // the last reads the first column
+          if ((b + left - j) % stride != 0) continue;
+          if (taps.empty()) column = kernel[1] + (b + left - j) / stride;
+          taps.push_back(i * kernel[1] + j);
         }
+        if (!taps.empty()) add_strips(phase, kernel[0] + (a + top - i) / stride, column, taps);
       }
       phases.push_back(std::move(phase));
     }
   }
-  const int64_t taps = kernel[0] * kernel[1];
   const float* weights = w.typed_data();
-  const auto packed = pack(taps, in.channels, out.channels, [&](int64_t t, int64_t i, int64_t o) {
-    return weights[(t * out.channels + o) * in.channels + i];
-  });
   Gather{in, border, out, kernel[0], kernel[1], 1, stride, phases}.run(
-      pool, g.typed_data(), g.dimensions()[0], packed.data(), taps, dx->typed_data());
+      pool, g.typed_data(), g.dimensions()[0],
+      [&](int64_t t, int64_t i, int64_t o) {
+        return weights[(t * out.channels + o) * in.channels + i];
+      },
+      dx->typed_data());
   return ffi::Error::Success();
 }
 
-// Gradient of the weights. A thread owns some blocks of input channels and taps and walks over all
-// images, so nothing is summed across threads: the result does not depend on their number.
+// Input channels of a tile of the weights' gradient, which lie side by side.
+constexpr int64_t kBlock = 4;
+
+// kTaps x kBlock x kLanes gradients in registers, over all pixels of an image.
+template <int kTaps>
+void gradient_tile(const float* image, int64_t row_step, int64_t pixel_step, const float* cotangent,
+                   int64_t rows, int64_t cols, float* gradient, int64_t tap_step,
+                   int64_t channel_step, int64_t channels) {
+  for (int t = 0; t < kTaps; ++t)
+    for (int64_t c = 0; c < channels; ++c)
+      __builtin_prefetch(gradient + t * tap_step + c * channel_step, 1);
+  Vector sum[kTaps][kBlock] = {};
+  for (int64_t y = 0; y < rows; ++y) {
+    const float* pixel = image + y * row_step;
+    for (int64_t x = 0; x < cols; ++x, pixel += pixel_step, cotangent += kLanes) {
+      const Vector row = load(cotangent);
+#pragma GCC unroll 4
+      for (int t = 0; t < kTaps; ++t) {
+#pragma GCC unroll 4
+        for (int c = 0; c < kBlock; ++c) sum[t][c] += pixel[t * kBlock + c] * row;
+      }
+    }
+  }
+  for (int t = 0; t < kTaps; ++t) {
+    for (int64_t c = 0; c < channels; ++c) {
+      float* to = gradient + t * tap_step + c * channel_step;
+      store(to, load(to) + sum[t][c]);
+    }
+  }
+}
+
+// Copies kBlock channels of each pixel, or as many as there are.
+void copy_block(float* to, const float* from, int64_t from_step, int64_t channels, int64_t pixels) {
+  for (int64_t p = 0; p < pixels; ++p, to += kBlock, from += from_step) {
+    if (channels == kBlock) {
+      store_quad(to, load_quad(from));
+    } else {
+      std::copy_n(from, channels, to);
+    }
+  }
+}
+static_assert(kBlock == 4);
+
+// Gradient of the weights. Narrow ones are summed over some parts of the batch, and then over the
+// parts; of wide ones a thread owns some blocks of input channels and rows of taps. The parts do not
+// depend on the number of threads, so neither does the result.
 ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, int64_t stride,
                            int64_t top, int64_t left) {
   const auto kernel = dw->dimensions();
-  const int64_t batch = x.dimensions()[0], taps = kernel[0] * kernel[1];
+  const int64_t batch = x.dimensions()[0], kernel_rows = kernel[0], kernel_cols = kernel[1];
   const Shape in = shape_of(x.dimensions()), out = shape_of(g.dimensions());
-  const Shape border = border_of(in, out, kernel[0], kernel[1], stride, top, left);
-  const int64_t pixels = out.height * out.width;
-  const int64_t units = in.channels / kBlock * taps;
-  const int64_t items = std::min(units, pool.num_threads());
-  std::memset(dw->typed_data(), 0, dw->size_bytes());
-  parallel_for(pool, items, [&](int64_t item) {
-    const int64_t begin = item * units / items, end = (item + 1) * units / items;
-    const int64_t first = begin / taps * kBlock, last = ((end - 1) / taps + 1) * kBlock;
-    Padded padded(1, border.height, border.width, last - first, kBlock, kBlock);
-    std::vector<float> cotangent(pixels * 2 * kLanes);
-    for (int64_t b = 0; b < batch; ++b) {
-      padded.fill(0, x.typed_data() + b * in.height * in.width * in.channels, in.height, in.width,
-                  in.channels, first, top, left);
-      for (const Group& group : groups_of(out.channels)) {
-        const float* from = g.typed_data() + b * pixels * out.channels + group.first;
-        const bool whole = group.size == out.channels;
-        if (!whole)
-          copy_pixels(cotangent.data(), group.size, from, out.channels, group.size, pixels);
-        const auto tile = group.size == kLanes ? gradient_tile<1> : gradient_tile<2>;
+  const Shape border = border_of(in, out, kernel_rows, kernel_cols, stride, top, left);
+  const int64_t pixels = out.height * out.width, plane = border.height * border.width * kBlock;
+  const int64_t taps = kernel_cols <= kMostTaps ? kernel_cols : 1;
+  const auto tile = taps == 3 ? gradient_tile<3> : taps == 2 ? gradient_tile<2> : gradient_tile<1>;
+  const int64_t size = dw->element_count();
+  const int64_t parts = std::clamp<int64_t>((1 << 20) / size, 1, std::min<int64_t>(batch, 16));
+  const int64_t units = (in.channels + kBlock - 1) / kBlock * kernel_rows;
+  const int64_t shares = std::min(units, (pool.num_threads() + parts - 1) / parts);
+  std::vector<float> sums(parts > 1 ? parts * size : 0, 0.f);
+  if (parts == 1) std::memset(dw->typed_data(), 0, dw->size_bytes());
+  parallel_for(pool, parts * shares, [&](int64_t item) {
+    const int64_t part = item / shares, share = item % shares;
+    const int64_t begin = share * units / shares, end = (share + 1) * units / shares;
+    const int64_t first = begin / kernel_rows, blocks = (end - 1) / kernel_rows + 1 - first;
+    const int64_t last_image = (part + 1) * batch / parts;
+    float* gradients = parts > 1 ? &sums[part * size] : dw->typed_data();
+    // Small images go together, so that the gradients of a tile are not fetched for each.
+    const int64_t together = std::clamp<int64_t>(256 / pixels, 1, (batch + parts - 1) / parts);
+    std::vector<float> padded(together * blocks * plane, 0.f);
+    std::vector<float> cotangents(together * pixels * kLanes);
+    for (int64_t b = part * batch / parts; b < last_image; b += together) {
+      const int64_t count = std::min(together, last_image - b);
+      for (int64_t i = 0; i < count; ++i) {
+        const float* image = x.typed_data() + (b + i) * in.height * in.width * in.channels;
+        for (int64_t y = 0; y < in.height; ++y) {
+          float* row = &padded[i * blocks * plane + ((y + top) * border.width + left) * kBlock];
+          for (int64_t k = 0; k < blocks; ++k) {
+            const int64_t c = (first + k) * kBlock;
+            copy_block(row + k * plane, image + y * in.width * in.channels + c, in.channels,
+                       std::min(kBlock, in.channels - c), in.width);
+          }
+        }
+      }
+      for (int64_t o = 0; o < out.channels; o += kLanes) {
+        const float* cotangent = g.typed_data() + b * pixels * out.channels + o;
+        if (out.channels != kLanes) {
+          for (int64_t p = 0; p < count * pixels; ++p)
+            store(&cotangents[p * kLanes], load(cotangent + p * out.channels));
+          cotangent = cotangents.data();
+        }
         for (int64_t unit = begin; unit < end; ++unit) {
-          const int64_t tap = unit % taps, c = unit / taps * kBlock;
-          const int64_t pixel = tap / kernel[1] * border.width + tap % kernel[1];
-          float* gradient = dw->typed_data() + (tap * in.channels + c) * out.channels + group.first;
-          tile(&padded.values[(c - first) / kBlock * padded.block_size() + pixel * kBlock],
-               stride * border.width * kBlock, stride * kBlock, whole ? from : cotangent.data(),
-               out.height, out.width, gradient, out.channels);
+          const int64_t row = unit % kernel_rows, k = unit / kernel_rows - first;
+          const int64_t c = (first + k) * kBlock;
+          for (int64_t t = 0; t < kernel_cols; t += taps)
+            for (int64_t i = 0; i < count; ++i)
+              tile(&padded[(i * blocks + k) * plane + (row * border.width + t) * kBlock],
+                   stride * border.width * kBlock, stride * kBlock, cotangent + i * pixels * kLanes,
+                   out.height, out.width,
+                   gradients + ((row * kernel_cols + t) * in.channels + c) * out.channels + o,
+                   in.channels * out.channels, out.channels, std::min(kBlock, in.channels - c));
         }
       }
     }
   });
+  if (parts > 1)
+    for (int64_t e = 0; e < size; ++e) {
+      float sum = 0;
+      for (int64_t part = 0; part < parts; ++part) sum += sums[part * size + e];
+      dw->typed_data()[e] = sum;
+    }
   return ffi::Error::Success();
 }
 
