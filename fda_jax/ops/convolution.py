@@ -47,7 +47,7 @@ def _forward(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> tuple
         FORWARD,
         lambda x, w: _xla(x, w, stride, padding),
         (x, w),
-        shape=jax.eval_shape(lambda: _xla(x, w, stride, padding)).shape,
+        shapes=jax.eval_shape(lambda: _xla(x, w, stride, padding)),
         fits=lambda lanes: stride <= _MOST_STRIDE and w.shape[3] % lanes == 0,
         attributes=_attributes(stride, padding),
     )
@@ -60,7 +60,7 @@ def _backward(stride: int, padding: Padding, residual: tuple, g: jax.Array) -> t
         INPUT_GRADIENT,
         lambda g, w: jax.vjp(lambda x: _xla(x, w, stride, padding), x)[1](g)[0],
         (g, w),
-        shape=x.shape,
+        shapes=jax.eval_shape(lambda: x),
         fits=lambda lanes: w.shape[2] % lanes == 0,
         attributes=_attributes(stride, padding),
     )
@@ -68,7 +68,7 @@ def _backward(stride: int, padding: Padding, residual: tuple, g: jax.Array) -> t
         WEIGHT_GRADIENT,
         lambda x, g: jax.vjp(lambda w: _xla(x, w, stride, padding), w)[1](g)[0],
         (x, g),
-        shape=w.shape,
+        shapes=jax.eval_shape(lambda: w),
         fits=lambda lanes: w.shape[3] % lanes == 0,
         otherwise=functools.partial(_shifted_products, w.shape, stride, padding)
         if min(w.shape[2:]) >= _MANY_CHANNELS

@@ -1,9 +1,10 @@
 """Kernels in C++ for the CPU backend: built once with the machine's own compiler, then kept.
 
 XLA's convolutions leave a CPU half idle on the shapes that binary networks train with, most of all
-in the gradient of the weights. `kernels.cc` beside this file holds our own, and the sums of batch
-normalisation. They need a C++ compiler at hand (as torch.compile does); where there is none, or
-FDA_JAX_NATIVE=0 is set, XLA's are used: nothing but the speed and the last bits of a sum change.
+in the gradient of the weights. `kernels.cc` beside this file holds our own, the sums of batch
+normalisation and the noise module's perceptron. They need a C++ compiler at hand (as torch.compile
+does); where there is none, or FDA_JAX_NATIVE=0 is set, XLA's are used: nothing but the speed and
+the last bits of a sum change.
 """
 
 import ctypes
@@ -16,10 +17,11 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +32,16 @@ FORWARD = "fda_jax_forward"
 INPUT_GRADIENT = "fda_jax_input_gradient"
 WEIGHT_GRADIENT = "fda_jax_weight_gradient"
 CHANNEL_SUMS = "fda_jax_channel_sums"
-TARGETS = (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, CHANNEL_SUMS)
+PERCEPTRON = "fda_jax_perceptron"
+PERCEPTRON_GRADIENT = "fda_jax_perceptron_gradient"
+TARGETS = (
+    FORWARD,
+    INPUT_GRADIENT,
+    WEIGHT_GRADIENT,
+    CHANNEL_SUMS,
+    PERCEPTRON,
+    PERCEPTRON_GRADIENT,
+)
 SWITCH = "FDA_JAX_NATIVE"
 BUILD_SECONDS = 120
 
@@ -58,27 +69,27 @@ def cache_folder() -> Path:
 
 def choose(
     target: str,
-    xla: Callable[..., jax.Array],
-    arguments: tuple[jax.Array, jax.Array],
+    xla: Callable[..., Any],
+    arguments: Sequence[jax.Array],
     *,
-    shape: tuple[int, ...],
+    shapes: Any,
     fits: Callable[[int], bool],
-    otherwise: Callable[..., jax.Array] | None = None,
+    otherwise: Callable[..., Any] | None = None,
     attributes: Mapping[str, np.int64] = MappingProxyType({}),
-) -> jax.Array:
+) -> Any:
     """Call our kernel on the CPU if it takes the arrays, and XLA on all other devices.
 
     Args:
       target: of `TARGETS`.
       xla: (*arguments) -> result.
       arguments: of the kernel; it takes float32 alone.
-      shape: of the result.
+      shapes: a `jax.ShapeDtypeStruct` for the result, or a sequence of them for several.
       fits: lanes -> whether the kernel takes these shapes.
       otherwise: what the CPU runs where the kernel does not; None for `xla`.
       attributes: of the kernel.
 
     Returns:
-      A float array of the shape.
+      The result, or a sequence of them.
     """
     cpu = otherwise
     # Where the default device is no CPU, nothing is built: that a CPU is asked for there is rare.
@@ -88,9 +99,7 @@ def choose(
         ours = kernels()
         if ours is not None and fits(ours.lanes):
             # A batch of calls (vmap) runs them one after another: each fills all cores.
-            call = jax.ffi.ffi_call(
-                target, jax.ShapeDtypeStruct(shape, np.float32), vmap_method="sequential"
-            )
+            call = jax.ffi.ffi_call(target, shapes, vmap_method="sequential")
             cpu = functools.partial(call, **attributes)
     if cpu is None:
         return xla(*arguments)

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fda_jax.ops.native import PERCEPTRON, PERCEPTRON_GRADIENT, choose
 from fda_jax.ops.trigonometry import sine
 
 SHORTCUTS = ("none", "linear", "sine")
@@ -55,7 +56,59 @@ def noise(t: jax.Array, w1: jax.Array, w2: jax.Array, kind: str, slope: float) -
     Returns:
       (..., d) array.
     """
-    return jax.nn.relu(t @ w1) @ w2 + shortcut(t, kind, slope)
+    return _perceptron(t, w1, w2) + shortcut(t, kind, slope)
+
+
+@jax.custom_vjp
+def _perceptron(t: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
+    """Compute relu(t W1) W2 over the last axis; in training on the kernels of `native`."""
+    return _plain(t, w1, w2)
+
+
+def _plain(t: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
+    return jax.nn.relu(t @ w1) @ w2
+
+
+def _forward(t: jax.Array, w1: jax.Array, w2: jax.Array) -> tuple:
+    rows = t.reshape(-1, t.shape[-1])
+    result = choose(
+        PERCEPTRON,
+        _plain,
+        (rows, w1, w2),
+        shapes=jax.eval_shape(lambda: rows),
+        fits=lambda lanes: _fits(w1, lanes),
+    )
+    return result.reshape(t.shape), (t, w1, w2)
+
+
+def _backward(residual: tuple, g: jax.Array) -> tuple:
+    t, w1, w2 = residual
+    rows, cotangents = (a.reshape(-1, t.shape[-1]) for a in (t, g))
+    dt, (dw1, dw2) = choose(
+        PERCEPTRON_GRADIENT,
+        _gradient,
+        (rows, w1, w2, cotangents),
+        shapes=jax.eval_shape(lambda: (rows, jnp.stack([w2, w2]))),
+        fits=lambda lanes: _fits(w1, lanes),
+    )
+    return dt.reshape(t.shape), dw1.T, dw2
+
+
+def _gradient(
+    t: jax.Array, w1: jax.Array, w2: jax.Array, g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The gradient of t, and the gradients of W1^T and W2 beside one another."""
+    inner = t @ w1
+    hidden = jnp.where(inner > 0, g @ w2.T, 0)
+    return hidden @ w1.T, jnp.stack([hidden.T @ t, jax.nn.relu(inner).T @ g])
+
+
+def _fits(w1: jax.Array, lanes: int) -> bool:
+    width, hidden = w1.shape
+    return width % lanes == 0 and hidden <= lanes
+
+
+_perceptron.defvjp(_forward, _backward)
 
 
 def hidden_width(features: int, reduction: int) -> int:

@@ -80,7 +80,11 @@ def _channel_means(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     channels = a.shape[-1]
     sums = choose(
-        CHANNEL_SUMS, plain, (a, b), shape=(2, channels), fits=lambda lanes: channels % lanes == 0
+        CHANNEL_SUMS,
+        plain,
+        (a, b),
+        shapes=jax.ShapeDtypeStruct((2, channels), jnp.float32),
+        fits=lambda lanes: channels % lanes == 0,
     )
     count = a.size // channels
     return sums[0] / count, sums[1] / count

@@ -45,6 +45,34 @@ def test_value_and_gradients_are_equations_13_and_15_to_17(kind: str, arrays) ->
     chex.assert_trees_all_close(gradients, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize(("rows", "width", "hidden"), [(2053, 16, 4), (21, 48, 16), (1, 64, 1)])
+def test_the_widths_of_the_networks_give_the_same_sums(rows, width, hidden) -> None:
+    rng = np.random.default_rng(1)
+    shapes = [(rows, width), (width, hidden), (hidden, width), (rows, width)]
+    t, w1, w2, g = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    value, pull = jax.vjp(lambda *args: noise(*args, "none", SLOPE), t, w1, w2)
+    gradients = pull(g)
+    t, w1, w2, g = (array.astype(np.float64) for array in (t, w1, w2, g))
+    inner = t @ w1
+    passed = (g @ w2.T) * (inner > 0)
+    expected = (
+        np.maximum(inner, 0) @ w2,
+        passed @ w1.T,
+        t.T @ passed,
+        np.maximum(inner, 0).T @ g,
+    )
+    for mine, right in zip((value, *gradients), expected, strict=True):
+        np.testing.assert_allclose(mine, right, atol=1e-5 * np.abs(right).max(), rtol=0)
+
+
+def test_a_nan_among_wide_rows_comes_through() -> None:
+    t = np.zeros((9, 16), np.float32)
+    t[4, 3] = np.nan
+    ones = np.ones((16, 2), np.float32)
+    value = jax.vjp(lambda t: noise(t, ones, ones.T, "none", SLOPE), t)[0]
+    np.testing.assert_array_equal(np.isnan(value).all(axis=1), np.arange(9) == 4)
+
+
 def test_leading_axes_are_only_a_batch(arrays) -> None:
     t, w1, w2, _ = arrays
     deep = noise(np.stack([t, -t]), w1, w2, "sine", SLOPE)
