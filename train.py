@@ -50,13 +50,13 @@ def main(argv: list[str]) -> int:
     import jax
 
     from fda_jax import experiment
-    from fda_jax.experiment import compilation, memory, sweep
+    from fda_jax.experiment import compilation, heap, sweep
 
     if COORDINATOR.value is not None:
         where = None if COORDINATOR.value == "auto" else COORDINATOR.value
         jax.distributed.initialize(where, NUM_PROCESSES.value, PROCESS_ID.value)
     compilation.keep_programs()
-    memory.reuse_pages()
+    heap.reuse_pages()
     try:
         if SWEEP.value is not None:
             failures = sweep.train(

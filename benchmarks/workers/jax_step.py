@@ -14,11 +14,11 @@ import jax
 import sides
 import steps
 
-from fda_jax.experiment import memory
+from fda_jax.experiment import heap
 
 
 def main(network: str, method: str, batch: str, *knobs: str) -> None:
-    memory.reuse_pages()  # as train.py does
+    heap.reuse_pages()  # as train.py does
     values = {name: json.loads(value) for name, value in (knob.split("=", 1) for knob in knobs)}
     setting = steps.make_setting(network, method, int(batch), augment=False, **values)
     stepper = steps.Stepper(setting)

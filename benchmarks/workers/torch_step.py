@@ -21,7 +21,7 @@ import torch_peer
 
 def main(network: str, method: str, batch: str, npz: str, mode: str) -> None:
     torch.set_flush_denormal(True)  # as XLA has it
-    # As `fda_jax.experiment.memory` does: large tensors from the heap, which is kept.
+    # As `fda_jax.experiment.heap` does: large tensors from the heap, which is kept.
     mallopt = ctypes.CDLL(None).mallopt
     mallopt(-4, 0)
     mallopt(-1, 2**31 - 1)

@@ -14,10 +14,10 @@ from tests.conftest import REPOSITORY
 PROGRAM = """
 import resource, sys
 import jax, jax.numpy as jnp
-from fda_jax.experiment import memory
+from fda_jax.experiment import heap
 
 if sys.argv[1] == "reuse":
-    memory.reuse_pages()
+    heap.reuse_pages()
 x = jnp.ones((4096, 1))
 call = jax.jit(lambda x: jnp.dot(x @ x.T, x).sum())
 [call(x).block_until_ready() for _ in range(2)]
