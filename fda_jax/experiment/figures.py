@@ -1,5 +1,7 @@
 """Figures of runs. The only home of matplotlib, without its global state."""
 
+import dataclasses
+import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -136,15 +138,47 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
       OSError: the file cannot be written.
     """
+    _write(figure, path, path.suffix[1:])
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture that a Jupyter notebook shows where it is a cell's value.
+
+    Attributes:
+      png: its file's content.
+    """
+
+    png: bytes = dataclasses.field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+
+def picture(figure: Figure) -> Picture:
+    """A figure as what a notebook shows, without the version that drew it and the time.
+
+    Args:
+      figure: of `new_figure`.
+
+    Returns:
+      A `Picture`.
+    """
+    content = io.BytesIO()
+    _write(figure, content, "png")
+    return Picture(content.getvalue())
+
+
+def _write(figure: Figure, target: Path | io.BytesIO, form: str) -> None:
     # A user's matplotlibrc must not crop the picture or make it transparent.
     fixed: dict[Any, Any] = {
         "savefig.bbox": None,
         "savefig.transparent": False,
         "svg.hashsalt": "fda_jax",
     }
-    metadata = {"Creator": None, "Date": None} if path.suffix == ".svg" else {"Software": None}
+    metadata = {"Creator": None, "Date": None} if form == "svg" else {"Software": None}
     with mpl.rc_context(fixed):
-        figure.savefig(path, format=path.suffix[1:], metadata=metadata)
+        figure.savefig(target, format=form, metadata=metadata)
 
 
 def _draw_group(row: SubFigure, group: Group) -> None:

@@ -69,12 +69,18 @@ class Experiment:
     signs: Callable[[Mapping[str, Any]], Signs | None] | None
 
 
-def build(config: Mapping[str, Any], *, dataset: data.Dataset | None = None) -> Experiment:
+def build(
+    config: Mapping[str, Any],
+    *,
+    dataset: data.Dataset | None = None,
+    method: Method | None = None,
+) -> Experiment:
     """Build every object of a run, or refuse the configuration.
 
     Args:
       config: nested mapping with the groups of configs/base.py.
       dataset: the configuration's own where it is loaded already.
+      method: one that no row of `layers.METHODS` makes, in place of the configuration's.
 
     Returns:
       An `Experiment`.
@@ -95,7 +101,7 @@ def build(config: Mapping[str, Any], *, dataset: data.Dataset | None = None) -> 
             f"the configuration has the stages {', '.join(config['stages'])}, which are an "
             "experiment each: build those that stages.split returns"
         )
-    method = _make_method(**config["method"])
+    method = _make_method(**config["method"]) if method is None else method
     dataset = load_data(config) if dataset is None else dataset
     plan = _make_plan(dataset, config)
     model = _spread("model", _make_model, config["model"], dataset=dataset, method=method)
