@@ -20,6 +20,8 @@ import nbformat
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 # Of one cell; it ends a cell that hangs.
 TIMEOUT_SECONDS = 300
+# A cell that raises, one that hangs, a kernel that dies.
+FAILURES = (nbclient.exceptions.CellControlSignal, nbclient.exceptions.DeadKernelError)
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -33,7 +35,11 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--check", action="store_true", help="write nothing")
     asked = parser.parse_args(words)
-    scripts = [FOLDER / f"{name}.py" for name in asked.names] or sorted(FOLDER.glob("*.py"))
+    known = {path.stem: path for path in sorted(FOLDER.glob("*.py"))}
+    for name in asked.names:
+        if name not in known:
+            parser.error(f"there is no notebook {name!r}: use one of {', '.join(known)}")
+    scripts = [known[name] for name in asked.names or known]
     wrong = False
     for script in scripts:
         target = script.with_suffix(".ipynb")
@@ -41,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
         fresh = read_script(script)
         try:
             run(fresh)
-        except nbclient.exceptions.CellExecutionError as error:
+        except FAILURES as error:
             print(f"{script.name} fails:\n{error}", file=sys.stderr)
             wrong = True
             continue
@@ -67,7 +73,7 @@ def run(notebook: nbformat.NotebookNode) -> None:
     """Fill in the outputs, with a kernel of the Python that runs this, beside the scripts.
 
     Raises:
-      nbclient.exceptions.CellExecutionError: a cell failed.
+      FAILURES: one of them.
     """
     nbclient.NotebookClient(
         notebook,
