@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jupytext
-import nbclient
 import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal, DeadKernelError
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 # Of one cell; it ends a cell that hangs.
 TIMEOUT_SECONDS = 300
 # A cell that raises, one that hangs, a kernel that dies.
-FAILURES = (nbclient.exceptions.CellControlSignal, nbclient.exceptions.DeadKernelError)
+FAILURES = (CellControlSignal, DeadKernelError)
 METADATA = {
     "jupytext": {"formats": "ipynb,py:percent"},
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -31,7 +32,7 @@ METADATA = {
 
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit code is 1 if a check found something."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--check", action="store_true", help="write nothing")
     asked = parser.parse_args(words)
@@ -75,7 +76,7 @@ def run(notebook: nbformat.NotebookNode) -> None:
     Raises:
       FAILURES: one of them.
     """
-    nbclient.NotebookClient(
+    NotebookClient(
         notebook,
         timeout=TIMEOUT_SECONDS,
         record_timing=False,
