@@ -33,7 +33,7 @@ square = np.where(t > 0, 1.0, -1.0)
 # %% [markdown]
 # ## The series
 #
-# The square wave of period $T = 2\pi/\omega$ that equals $\operatorname{sign}(t)$ for
+# The square wave of period $T = 2\pi/\omega$ that equals $\mathrm{sign}(t)$ for
 # $|t| < T/2$ has odd harmonics only, with amplitudes $b_i = 4/(i\pi)$ (Eqs. 5 and 6). Kept up to
 # its first $N$ terms (Eq. 9; the paper counts $n = N - 1$) it is
 #

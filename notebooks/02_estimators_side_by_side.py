@@ -44,7 +44,7 @@ def over_training(function):
 # %% [markdown]
 # ## A rule is two functions
 #
-# `ops.binarize(x, rule, progress)` computes $z = \operatorname{sign}(x)$ and, on the way back,
+# `ops.binarize(x, rule, progress)` computes $z = \mathrm{sign}(x)$ and, on the way back,
 #
 # $$\frac{\partial \ell}{\partial x} = \frac{\partial \ell}{\partial z} \cdot g(x, p),$$
 #

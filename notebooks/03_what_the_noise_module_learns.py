@@ -12,7 +12,7 @@
 # # What the noise module learns
 #
 # **Question.** FDA-BNN trains with a small module $\hat e(t)$ beside each sign. The paper says that
-# it learns what the cut Fourier series left out, $r(t) = \operatorname{sign}(t) - s_N(t)$. Does it?
+# it learns what the cut Fourier series left out, $r(t) = \mathrm{sign}(t) - s_N(t)$. Does it?
 
 # %%
 import sys
@@ -45,12 +45,12 @@ noise
 #
 # $$\hat e(t) = \sigma(t W_1) W_2 + \eta(t), \qquad \eta(t) = a \sin t .$$
 #
-# In training a layer computes $z = \operatorname{sign}(t) + \alpha \hat e(t)$; backwards the sign
+# In training a layer computes $z = \mathrm{sign}(t) + \alpha \hat e(t)$; backwards the sign
 # is replaced by the series, so the slope is $s_N'(t) + \alpha \hat e'(t)$. Here $\alpha$ falls
 # along half a cosine to 0, and $N$ grows from 10 to 19. If the module did what its name says,
 # $\alpha \hat e(t)$ would be $r(t)$ and $\alpha \hat e'(t)$ would be $r'(t) = -s_N'(t)$.
 #
-# One thing should make us wary: the loss sees $\operatorname{sign} + \alpha \hat e$, and never
+# One thing should make us wary: the loss sees $\mathrm{sign} + \alpha \hat e$, and never
 # $s_N + \alpha \hat e$. No term of it gets smaller when $\hat e$ comes nearer to $r$.
 #
 # To look, we send the test images through the network of any epoch in training mode, and write down

@@ -42,7 +42,7 @@ TILES = "Greys_r"  # black -1, white +1
 #
 # 1,797 handwritten digits of 8 × 8 pixels; a small ResNet with four binary 3 × 3 convolutions, its
 # first and last layer real. Training moves real *latent* weights $w$; every forward pass uses
-# $\operatorname{sign}(w)$ times one number for the layer. The only change that inference can see is
+# $\mathrm{sign}(w)$ times one number for the layer. The only change that inference can see is
 # a *flip*, a latent weight that crosses 0.
 
 # %%
@@ -168,7 +168,7 @@ picture(figure)
 #
 # ## Do latent magnitudes matter?
 #
-# Inference keeps $\operatorname{sign}(w)$ and forgets $|w|$ (but for the layer's mean). If $|w|$
+# Inference keeps $\mathrm{sign}(w)$ and forgets $|w|$ (but for the layer's mean). If $|w|$
 # were only how far a weight happens to have drifted, it would not matter *which* weights we flip.
 # So flip a share of each layer's weights in the trained network: those of smallest $|w|$, random
 # ones, or those of largest $|w|$.
