@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
@@ -29,7 +29,7 @@ FEW = 7
 _BASELINE_COLOUR, _REAL_COLOUR, _OTHERS = COLOURS[1], COLOURS[6], "#9a9a9a"
 _BEST_COLOURS = (COLOURS[0], COLOURS[2], COLOURS[3], COLOURS[4], COLOURS[5])
 _ROW_INCHES, _LETTER_INCHES, _CELL_INCHES = 0.21, 0.15, 1.15
-_CELLS_A_ROW, _CELL_LETTERS, _TITLE_LETTERS = 7, 22, 14
+_CELLS_A_ROW, _CELL_LETTERS, _TITLE_LETTERS = 7, 22, 12
 _LEAST_FLIPS_PERCENT = 0.01
 # Of the horizontal axis' length, between lines of one figure.
 _ASIDE = 0.008
@@ -138,7 +138,7 @@ def _draw_against(
     axes: Axes,
     places: Sequence[tuple[float, Entry]],
     value: Callable[[Run], float | None],
-    look: Mapping[str, str],
+    look: Mapping[str, Any],
 ) -> None:
     means = []
     for place, entry in places:
