@@ -71,22 +71,26 @@ def main(argv: list[str]) -> int:
         where = None if COORDINATOR.value == "auto" else COORDINATOR.value
         jax.distributed.initialize(where, NUM_PROCESSES.value, PROCESS_ID.value)
     compilation.keep_programs()
-    heap.reuse_pages()
     budget = [] if BUDGET.value in (None, 1.0) else [f"train.budget={BUDGET.value}"]
     try:
         if SWEEP.value is not None:
+            asked = sweep.read(SWEEP.value, [*OVERRIDE.value, *budget])
             alone = COORDINATOR.value is not None or not SIDE_BY_SIDE.value
+            # Before reuse_pages, which starts JAX's backend.
+            environments = [] if alone else side_by_side.pins()
+            heap.reuse_pages()
             failures = sweep.train(
-                sweep.read(SWEEP.value, [*OVERRIDE.value, *budget]),
+                asked,
                 WORKDIR.value,
                 seeds=SEEDS.value,
                 shard=SHARD.value,
                 only=ONLY.value,
-                environments=[] if alone else side_by_side.pins(),
+                environments=environments,
             )
             for name, why in failures.items():
                 print(f"error: {name}: {why}", file=sys.stderr)
             return 1 if failures else 0
+        heap.reuse_pages()
         if MODE.value == "eval":
             experiment.evaluate(config, WORKDIR.value)
         elif config is not None:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 
-from fda_jax.experiment import USER_ERRORS, compilation, run
+from fda_jax.experiment import USER_ERRORS, compilation, heap, run
 
 
 def main() -> int:
@@ -22,6 +22,7 @@ def main() -> int:
     sys.argv = order["argv"]
     threading.Thread(target=_stop_when_unwanted, daemon=True).start()
     compilation.keep_programs()
+    heap.reuse_pages()
     try:
         run.train(order["config"], order["workdir"])
     except USER_ERRORS as error:
