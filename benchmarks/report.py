@@ -22,6 +22,7 @@ ORDER = (
     "input_wait",
     "growth",
     "scaling",
+    "seeds",
     "method_step_time",
 )
 HEAD = """# Benchmarks

@@ -45,6 +45,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = ConfigDict(
         {
             "epochs": 400,  # section 3.1
+            # Share of the epochs that is trained, in (0, 1], rounded up to a whole epoch: for small
+            # machines. Below 1 it stands on every output.
+            "budget": 1.0,
             "batch_size": 128,  # examples a step over all devices; section 3.1
             "steps_per_call": 0,  # steps a compiled call; 0 means 1 on a CPU and 50 elsewhere
             "label_smoothing": 0.0,  # the paper says plain cross-entropy
@@ -68,6 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
             # The paper does not say what decays; its siblings decay everything.
             "decay_groups": ("binary", "real", "norm", "prelu", "noise", "quantizer"),
             "clip_norm": 0.0,  # largest global gradient norm; 0 for no clipping
+            # Largest gradient of a parameter; 0 for no clipping. Eq. 2 reads like 1.
+            "clip_value": 0.0,
         }
     )
     config.eval = ConfigDict(

@@ -13,6 +13,9 @@ NOISE = {
     "noise_shortcut": "sine",
     "noise_shortcut_slope": 0.1,
     "noise_reduction": 64,
+    "noise_schedule": "cosine",
+    "noise_weight_axis": "filter",
+    "noise_activation_axis": "channels",
 }
 
 # Where a method has a scale of its weights, "none", "layer" and "filter" (mean |w| of either),
@@ -166,10 +169,13 @@ KNOBS = {
         "num_terms_start": 10,  # N = n + 1 terms; the paper's setting 3 runs from n = 9 ...
         "num_terms_end": 19,  # ... to n = 18
         "noise": "forward",  # "forward" (Eq. 14), "backward" (Algorithm 1), "none"
-        "noise_scale": 0.1,  # alpha at the start; half a cosine to 0
+        "noise_scale": 0.1,  # alpha at the start; it ends at 0
         "noise_shortcut": "sine",  # eta: "none", "linear", "sine" (Table 4)
         "noise_shortcut_slope": 0.1,  # a, section 3.2
         "noise_reduction": 64,  # k, section 2.3
+        "noise_schedule": "cosine",  # of alpha; or "linear", "constant"
+        "noise_weight_axis": "filter",  # d, not in the paper; or "channels" (of a position)
+        "noise_activation_axis": "channels",  # likewise (of a pixel); or "pixels" (of a channel)
     },
 }
 

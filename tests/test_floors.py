@@ -32,7 +32,12 @@ HOMES = {
     "tensorflow_datasets": ("data/",),
     "grain": ("data/",),
     "PIL": ("data/",),
-    "matplotlib": ("experiment/figures.py",),
+    "matplotlib": (
+        "experiment/figures.py",
+        "experiment/sweep_figures.py",
+        "experiment/paper_figures.py",
+    ),
+    "scipy": ("experiment/pairs.py",),
     "tensorboardX": ("experiment/logs.py",),
     "ml_collections": (),
     "absl": (),

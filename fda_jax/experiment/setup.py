@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from fda_jax import data, models
+from fda_jax.experiment import budget
 from fda_jax.layers import Method, lookup, make_method
 from fda_jax.training import devices
 from fda_jax.training.flips import Signs, make_signs
@@ -25,6 +26,7 @@ GROUPS = ("model", "method", "data", "augment", "train", "optimizer", "eval", "c
 PLAN_KEYS = {
     "train": (
         "epochs",
+        "budget",
         "batch_size",
         "steps_per_call",
         "label_smoothing",
@@ -101,7 +103,10 @@ def build(
             f"the configuration has the stages {', '.join(config['stages'])}, which are an "
             "experiment each: build those that stages.split returns"
         )
+    for group, keys in PLAN_KEYS.items():
+        _check_keys(group, config[group], keys)
     method = _make_method(**config["method"]) if method is None else method
+    config = budget.scaled(config)
     dataset = load_data(config) if dataset is None else dataset
     plan = _make_plan(dataset, config)
     model = _spread("model", _make_model, config["model"], dataset=dataset, method=method)
@@ -144,8 +149,6 @@ def load_data(config: Mapping[str, Any]) -> data.Dataset:
 
 
 def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
-    for group, keys in PLAN_KEYS.items():
-        _check_keys(group, config[group], keys)
     train = config["train"]
     return Plan(
         epochs=train["epochs"],
@@ -210,6 +213,7 @@ def _make_optimizer(
     weight_decay: float,
     decay_groups: Sequence[str],
     clip_norm: float,
+    clip_value: float,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     rate = make_schedule(
         schedule=schedule,
@@ -227,6 +231,7 @@ def _make_optimizer(
         weight_decay=weight_decay,
         decay_groups=decay_groups,
         clip_norm=clip_norm,
+        clip_value=clip_value,
         latent_rule=method.latent_rule,
         total_steps=plan.total_steps,
     )

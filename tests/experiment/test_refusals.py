@@ -29,6 +29,8 @@ def nothing_is_compiled(monkeypatch):
     ("changes", "words"),
     [
         ({"train.epochs": 0}, ["train.epochs is 0", "at least 1"]),
+        ({"train.budget": 0.0}, ["train.budget is 0.0", "(0, 1]", "--config.train.budget"]),
+        ({"train.budget": 1.5}, ["train.budget is 1.5", "(0, 1]"]),
         ({"train.batch_size": 30}, ["train.batch_size is 30", "4 devices", "28 or 32"]),
         ({"train.batch_size": 2000}, ["train.batch_size is 2000", "1442 training examples"]),
         ({"eval.batch_size": 1}, ["eval.batch_size is 1", "use 4"]),
