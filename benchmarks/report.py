@@ -23,6 +23,8 @@ ORDER = (
     "growth",
     "scaling",
     "method_step_time",
+    "diagnostics_cost",
+    "gradient_direction",
 )
 HEAD = """# Benchmarks
 
