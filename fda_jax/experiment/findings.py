@@ -94,9 +94,6 @@ class Run:
         return [look for look in self.looks if look["epoch"] <= math.ceil(self.planned / 2)]
 
 
-SPLITS = ("train", "test", "diagnostics")
-
-
 def read(folder: Path) -> list[Run]:
     """The run in a folder, or those of its stages as far as they have begun.
 
@@ -115,15 +112,14 @@ def read(folder: Path) -> list[Run]:
 def _read(path: Path) -> Run:
     folder = RunFolder(path, is_writer=False)
     rows = folder.metrics()
-    splits = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
+    trains, tests, looks = (
+        [row for row in rows if row["split"] == split] for split in ("train", "test", "diagnostics")
+    )
     result, failure = folder.read("result.json"), folder.read("failure.json")
     # A run that was started again and came past the step has left the failure behind.
-    past = result is not None or any(
-        row["step"] > failure["step"] for row in splits["train"] if failure
-    )
-    return Run(
-        path, folder.read("config.json"), *splits.values(), result, None if past else failure
-    )
+    if failure and (result or any(row["step"] > failure["step"] for row in trains)):
+        failure = None
+    return Run(path, folder.read("config.json"), trains, tests, looks, result, failure)
 
 
 def examine(run: Run) -> list[Finding]:

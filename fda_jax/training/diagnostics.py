@@ -129,7 +129,7 @@ def make_diagnosis(
             state.params, ones, state, examples
         )
         value, (gradient, slopes) = _mean((value, gradients), axis_name)
-        after = update(state.replace(ema={}), gradient, changed.get("batch_stats", {}))
+        after = update(dataclasses.replace(state, ema={}), gradient, changed.get("batch_stats", {}))
         signs, signs_after = (_signs(model, s, images.shape[-3:]) for s in (state, after))
         return Diagnosis(
             loss=value,
@@ -251,7 +251,7 @@ def latent_weights(params: Mapping[str, Any]) -> dict[str, jax.Array]:
     """The latent weights of each binary layer by its path, as "block1/conv2"."""
     return {
         "/".join(path[:-1]): leaf
-        for path, leaf in flatten_dict(params).items()
+        for path, leaf in _flat(params).items()
         if path[-1] == "latent_kernel"
     }
 
@@ -283,7 +283,9 @@ def _interceptor(factors: ByLayer, axis_name: str | None, *, observe: bool) -> C
             return result * factors.get("/".join(layer.path), 1.0)
         if module.name == "activation" and observe and not layer.is_initializing():
             for name, value in _observe(module, args[0], kwargs["progress"], axis_name).items():
-                module.sow(_SOWN, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: None)
+                module.sow(
+                    _SOWN, name, value, reduce_fn=lambda _, new: new, init_fn=lambda: jnp.zeros(())
+                )
         return result
 
     return intercept
@@ -323,7 +325,7 @@ def _observe(
 
 def _observations(changed: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]:
     found: dict[str, dict[str, jax.Array]] = {"outside_window": {}, "dead_channels": {}}
-    for path, value in flatten_dict(changed.get(_SOWN, {})).items():
+    for path, value in _flat(changed.get(_SOWN, {})).items():
         found[path[-1]]["/".join(path[:-2])] = value
     return found
 
@@ -333,8 +335,12 @@ def _signs(
 ) -> dict[str, jax.Array]:
     """Where the effective weights of each layer are above 0."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    kernels = flatten_dict(effective_weights(model, variables, image_shape_hwc))
+    kernels = _flat(effective_weights(model, variables, image_shape_hwc))
     return {"/".join(path[:-1]): kernel > 0 for path, (kernel,) in kernels.items()}
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    return cast(dict[tuple[str, ...], Any], flatten_dict(tree))
 
 
 def _share_equal(one: ByLayer, other: ByLayer) -> dict[str, jax.Array]:
