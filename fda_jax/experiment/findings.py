@@ -89,6 +89,12 @@ class Run:
         return self.config["train"]["epochs"]
 
     @property
+    def from_scratch(self) -> bool:
+        """Whether the weights were random at its start: from trained ones little may be left."""
+        # Runs that are older than the key have none.
+        return not self.config["train"].get("init_from")
+
+    @property
     def early_looks(self) -> Sequence[Mapping[str, Any]]:
         """Steps looked at in the first half of the run, while the learning rate is large."""
         return [look for look in self.looks if look["epoch"] <= math.ceil(self.planned / 2)]
@@ -170,7 +176,7 @@ def _guesses(run: Run) -> Finding | None:
 
 
 def _does_not_learn(run: Run) -> Finding | None:
-    if len(run.trains) < 2:
+    if len(run.trains) < 2 or not run.from_scratch:
         return None
     first, last = run.trains[0]["loss"], run.trains[-1]["loss"]
     if last < LOSS_FALL * first:
@@ -235,7 +241,7 @@ def _drop(run: Run) -> Finding | None:
 def _few_flips(run: Run) -> Finding | None:
     shares = [row["flips"] for row in run.trains if "flips" in row]
     early = shares[: math.ceil(run.planned / 2)]
-    if not early or max(early) >= FEW_FLIPS:
+    if not early or max(early) >= FEW_FLIPS or not run.from_scratch:
         return None
     return Finding(
         "The binary weights stay as they were drawn.",

@@ -224,6 +224,14 @@ def test_signs_that_an_optimizer_of_signs_leaves_alone_are_no_illness(tmp_path):
     assert findings.examine(run) == []
 
 
+def test_a_run_from_trained_weights_may_have_little_left_to_learn(tmp_path):
+    story = healthy()
+    every(story["trains"], loss=0.1, flips=1e-5)
+    story["config"]["train"]["init_from"] = "../before"
+    (run,) = findings.read(write(tmp_path / "run", story))
+    assert findings.examine(run) == []
+
+
 @pytest.mark.parametrize("content", [None, "{", "[1"])
 def test_a_folder_without_a_run_is_an_error_in_words(content, tmp_path, capsys):
     if content is not None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fda_jax import experiment, models
-from fda_jax.experiment import diagnose, loop, setup
+from fda_jax.experiment import diagnose, findings, loop, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import small_config
@@ -152,6 +152,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert "the checkpoint of step 5 is kept" in message
     assert "--config.optimizer.learning_rate" in message
     assert experiment.evaluate(config, tmp_path / "run")["last"]["step"] == 5
+    (run,) = findings.read(tmp_path / "run")
+    assert findings.examine(run)[0].seen == message
 
 
 def test_a_bad_checkpoint_folder_is_reported_and_nothing_is_lost(whole, tmp_path):
