@@ -36,6 +36,7 @@ from sides import ROOT
 
 from fda_jax import data, ops
 from fda_jax.experiment import setup
+from fda_jax.experiment.figures import COLOURS, new_figure, save, tidy
 from fda_jax.layers import Method, Quantizer
 from fda_jax.training import diagnostics
 from fda_jax.training.state import TrainState, init_state
@@ -49,6 +50,7 @@ from fda_jax.training.step import (
 )
 
 NAME = Path(__file__).stem
+FIGURE = f"{NAME}.png"
 SIGMA = 0.2
 REFERENCE = "clipped STE"
 
@@ -96,7 +98,7 @@ def main() -> None:
     parser = record.parser(__doc__)
     parser.add_argument("--epochs", type=int, default=10, help="of the training run")
     parser.add_argument("--batch", type=int, default=64, help="images of a batch that is probed")
-    parser.add_argument("--batches", type=int, default=6, help="for each cosine")
+    parser.add_argument("--batches", type=int, default=8, help="for each cosine")
     parser.add_argument("--probes", type=int, default=64, help="for each truth and batch")
     args = parser.parse_args()
     if args.tiny:
@@ -108,11 +110,15 @@ def main() -> None:
     prober = Prober(experiments["ste"], args.batch, args.probes)
     for trainer, experiment in experiments.items():
         for stage, (state, accuracy) in train(experiment).items():
+            where = stage if stage == STAGES[0] else f"{trainer}, {stage}"
+            if where in made.details:
+                continue  # both start from the same random weights
             found = [prober(state, number) for number in range(args.batches)]
-            made.details[f"{trainer}, {stage}"] = {"accuracy": accuracy, "cosines": found}
+            made.details[where] = {"accuracy": accuracy, "cosines": found}
             summarize(made)
             made.write(args)
-            print(f"{trainer}, {stage}: test accuracy {accuracy:.3f}", flush=True)
+            draw(made.details, args.out / FIGURE)
+            print(f"{where}: test accuracy {accuracy:.3f}", flush=True)
     print(made.answer)
 
 
@@ -276,6 +282,7 @@ def make_move(
 
 def summarize(made: record.Record) -> None:
     """Tables, goals and answer of what has been measured so far."""
+    made.figures = [FIGURE]
     made.tables = [table(made.details, truth, title) for truth, title in TRUTHS.items()]
     made.goals, outcomes = [], []
     for truth, title in TRUTHS.items():
@@ -314,6 +321,28 @@ def table(details: Mapping[str, Any], truth: str, title: str) -> record.Table:
         rows,
         "Networks by trainer and stage; mean over batches and its standard error.",
     )
+
+
+def draw(details: Mapping[str, Any], path: Path) -> None:
+    """A panel for each truth: how far each estimator is from the reference, on each network."""
+    figure = new_figure(13.0, 5.0, dots_per_inch=100)
+    panels = figure.subplots(1, len(TRUTHS), sharey=True)
+    names = [name for name in ESTIMATORS if name != REFERENCE]
+    places = np.arange(len(names))[::-1]
+    for panel, (truth, title) in zip(panels, TRUTHS.items(), strict=True):
+        panel.axvline(0.0, color="black", linewidth=1.0)
+        for number, (where, found) in enumerate(details.items()):
+            gains, errors = zip(*(gain(found, truth, name) for name in names), strict=True)
+            heights = places + 0.14 * (len(details) / 2 - number)
+            look = {"fmt": "o", "markersize": 4, "color": COLOURS[number]}
+            panel.errorbar(gains, heights, xerr=errors, label=where, **look)
+        tidy(panel, title=title, x=f"cosine less that of {REFERENCE}", y="")
+    panels[0].set_yticks(places, names)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, title="network, trained by", loc="outside upper center", ncols=len(labels)
+    )
+    save(figure, path)
 
 
 def cosines(found: Mapping[str, Any], truth: str) -> np.ndarray:
