@@ -1,5 +1,6 @@
 """Each finding shows in a run that is ill in that way, and in no healthy one."""
 
+import contextlib
 import json
 
 import pytest
@@ -262,12 +263,12 @@ SPOILED = {
         {"stay as they were drawn", "Most latent weights do not move"},
     ),
     "a window that lets nothing through": (
-        {"method.window": 1e-6},
+        {"method.window": 1e-6, "method.noise": "none"},
         {"Most activations get no gradient", "Most latent weights get no gradient"},
     ),
     "steps that are far too long": (
         {"optimizer.learning_rate": 1e3, "optimizer.schedule": "constant"},
-        {"Single steps flip many weights"},
+        {"a number was not finite", "--config.optimizer.clip_norm=1"},
     ),
 }
 
@@ -276,7 +277,8 @@ SPOILED = {
 @pytest.mark.parametrize("illness", SPOILED)
 def test_a_real_run_made_ill_on_purpose_is_found_ill(illness, tmp_path, compilation_cache):
     changes, expected = SPOILED[illness]
-    experiment.train(small_config(**LOOK, **changes), tmp_path / "run")
+    with contextlib.suppress(experiment.NonFiniteError):
+        experiment.train(small_config(**LOOK, **changes), tmp_path / "run")
     (run,) = findings.read(tmp_path / "run")
     text, _ = findings.report([run])
     assert all(words in text for words in expected), text
