@@ -15,8 +15,8 @@ from fda_jax.experiment.folder import RunFolder, WorkdirError
 GUESSING = 1.5
 # An epoch's loss is a mean over a few thousand examples or more: it wobbles by less than this.
 LOSS_FALL = 0.98
-# A loss this much above the run's lowest is no wobble either.
-LOSS_RISE = 1.5
+# A loss of so many times the run's lowest, and so many nats above it, is no wobble either.
+LOSS_RISE, LOSS_RISE_NATS = 1.5, 0.1
 # Points of accuracy. On CIFAR-10 binary networks end with gaps of 0 to 10.
 GAP, DROP = 0.15, 0.05
 # Of binary weights in an epoch. A weight that never flips has not been trained.
@@ -195,12 +195,13 @@ def _diverges(run: Run) -> Finding | None:
         return None
     lowest = min(run.trains, key=lambda row: row["loss"])
     last = run.trains[-1]["loss"]
-    if last <= LOSS_RISE * lowest["loss"]:
+    if last <= max(LOSS_RISE * lowest["loss"], lowest["loss"] + LOSS_RISE_NATS):
         return None
     return Finding(
         "The training loss has risen again.",
         f"{lowest['loss']:.4g} in epoch {lowest['epoch']}, {last:.4g} in epoch {run.epochs}",
-        f"it ends at more than {LOSS_RISE:g} times its lowest, which is no wobble",
+        f"it ends at more than {LOSS_RISE:g} times its lowest and {LOSS_RISE_NATS:g} nats above, "
+        "which is no wobble",
         f"a smaller --config.optimizer.learning_rate (it was {_rate(run):g}), a schedule that "
         "falls (--config.optimizer.schedule=cosine), or --config.optimizer.clip_norm=1",
     )

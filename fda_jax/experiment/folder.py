@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Where the data lie, how fast they are read and who looks on changes no result.
+# Where the data lie, how fast they are read and who looks on change no result.
 FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnostics.probes")
 
 

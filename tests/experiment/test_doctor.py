@@ -225,6 +225,14 @@ def test_signs_that_an_optimizer_of_signs_leaves_alone_are_no_illness(tmp_path):
     assert findings.examine(run) == []
 
 
+def test_a_small_loss_may_wobble(tmp_path):
+    story = healthy()
+    story["trains"][-1]["loss"] = 0.03 + min(row["loss"] for row in story["trains"])
+    story["trains"][-2]["loss"] = 0.01
+    (run,) = findings.read(write(tmp_path / "run", story))
+    assert findings.examine(run) == []
+
+
 def test_a_run_from_trained_weights_may_have_little_left_to_learn(tmp_path):
     story = healthy()
     every(story["trains"], loss=0.1, flips=1e-5)
