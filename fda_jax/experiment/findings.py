@@ -32,8 +32,8 @@ NO_WAY_BACK = 0.9
 DEAD = 0.25
 # Of latent weights that stay where they are.
 AT_REST = 0.9
-# Cosine with the true direction: 0 is no direction. In benchmarks/gradient_direction.py that of every
-# estimator is above 0.15.
+# Cosine with the true direction: 0 is no direction. In benchmarks/gradient_direction.py every
+# estimator has more than 0.15.
 NO_DIRECTION = 0.05
 # Steps that have to have been looked at before their cosines are believed.
 MANY_LOOKS = 5
