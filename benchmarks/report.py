@@ -24,6 +24,8 @@ ORDER = (
     "scaling",
     "seeds",
     "method_step_time",
+    "diagnostics_cost",
+    "gradient_direction",
 )
 HEAD = """# Benchmarks
 

@@ -87,6 +87,14 @@ def get_config(arg: str = "") -> ConfigDict:
             "every_epochs": 1,  # the last one; a new best is always saved
         }
     )
+    # What a step does inside the network, see docs/diagnostics.md; changes no result. A look costs
+    # nine training steps, two without probes (benchmarks/diagnostics_cost.py, resnet_digits).
+    config.diagnostics = ConfigDict(
+        {
+            "every_steps": 0,  # 1 looks at each step, 100 at every hundredth; 0 for off
+            "probes": 8,  # pairs of forward passes that test the gradient's direction; 0 for none
+        }
+    )
     # Stages that follow one another, each from the parameters of the one before: stage1, stage2,
     # ... with epochs_share (of train.epochs; the last stage takes the rest) and the keys of the
     # groups above that differ. Empty for training in one go.

@@ -15,6 +15,7 @@ FLOORS = {
     "training": 3,
     "experiment": 4,
     "report": 5,
+    "doctor": 5,
     "train": 5,
 }
 SIBLINGS = {("models", "data"), ("data", "models")}

@@ -24,7 +24,7 @@ from fda_jax.training.state import TrainState, init_state
 from fda_jax.training.step import Batch, Health, make_eval_step, make_train_call, make_train_step
 
 # What a key is for; each is folded into the root key, so no two uses share random numbers.
-INIT, AUGMENT = 0, 1
+INIT, AUGMENT, PROBE = 0, 1, 2
 
 
 @dataclasses.dataclass
@@ -94,6 +94,10 @@ class Trainer:
         self._evaluator = Evaluator(experiment)
         self._terminal = make_terminal(experiment)
         self._call = make_call(experiment)
+        self._watch = None
+        if self._plan.diagnose_every_steps:
+            keys = _key(experiment, AUGMENT), _key(experiment, PROBE)
+            self._watch = diagnose.Watch(experiment, *keys)
 
     def run(self, stop: "Stop") -> bool:
         """Train to the end; False if a signal asked to stop before it."""
@@ -112,7 +116,12 @@ class Trainer:
     ) -> bool:
         compiled = False
         for call in feed.calls(self._plan, int(progress.state.step)):
-            progress.seconds += self._advance(progress, call, next(feeds)) * compiled
+            item = next(feeds)
+            if self._watch is not None and self._plan.is_diagnosed(call.step):
+                row = self._watch(progress.state, call.step, item)
+                self._folder.append_metrics(row)
+                board.write(row)
+            progress.seconds += self._advance(progress, call, item) * compiled
             compiled = True
             step = call.step + call.count
             epoch = self._plan.epoch_of_step(call.step)
@@ -227,7 +236,7 @@ class Trainer:
             total_steps=self._plan.total_steps,
         )
         kept = self._checkpoints.latest_step()
-        raise diagnose.NonFiniteError(
+        message = (
             f"the loss or gradient of step {step + 1} (epoch {self._plan.epoch_of_step(step)}) is "
             f"not finite: {where}. The step was not applied; "
             + (
@@ -237,6 +246,8 @@ class Trainer:
             )
             + diagnose.ADVICE
         )
+        self._folder.write("failure.json", {"step": step, "message": message})
+        raise diagnose.NonFiniteError(message)
 
 
 class Stop:

@@ -21,7 +21,17 @@ from fda_jax.training.plan import Plan, choose, require
 from fda_jax.training.step import Preprocessing
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-GROUPS = ("model", "method", "data", "augment", "train", "optimizer", "eval", "checkpoint")
+GROUPS = (
+    "model",
+    "method",
+    "data",
+    "augment",
+    "train",
+    "optimizer",
+    "eval",
+    "checkpoint",
+    "diagnostics",
+)
 
 PLAN_KEYS = {
     "train": (
@@ -35,6 +45,7 @@ PLAN_KEYS = {
     ),
     "eval": ("batch_size", "every_epochs", "flips"),
     "checkpoint": ("every_epochs",),
+    "diagnostics": ("every_steps", "probes"),
 }
 
 
@@ -57,6 +68,8 @@ class Experiment:
       label_smoothing: of the training loss.
       ema_decay: of the moving averages; 0 for none.
       signs: reads the signs of the binary weights, see `flips.make_signs`; None where nobody asks.
+      probes: of the gradient's direction in each step that is looked at, see
+        `diagnostics.make_probe`.
     """
 
     seed: int
@@ -69,6 +82,7 @@ class Experiment:
     label_smoothing: float
     ema_decay: float
     signs: Callable[[Mapping[str, Any]], Signs | None] | None
+    probes: int
 
 
 def build(
@@ -118,6 +132,8 @@ def build(
     ema_decay = float(config["train"]["ema_decay"])
     for key, value in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
         require(0 <= value < 1, f"train.{key}", value, "must lie in [0, 1)")
+    probes = config["diagnostics"]["probes"]
+    require(probes >= 0, "diagnostics.probes", probes, "must not be negative; 0 probes nothing")
     return Experiment(
         seed=config["seed"],
         dataset=dataset,
@@ -129,6 +145,7 @@ def build(
         label_smoothing=label_smoothing,
         ema_decay=ema_decay,
         signs=make_signs(model, dataset.image_shape_hwc) if config["eval"]["flips"] else None,
+        probes=probes,
     )
 
 
@@ -160,6 +177,7 @@ def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
         eval_batch_size=config["eval"]["batch_size"],
         eval_every_epochs=config["eval"]["every_epochs"],
         checkpoint_every_epochs=config["checkpoint"]["every_epochs"],
+        diagnose_every_steps=config["diagnostics"]["every_steps"],
     )
 
 

@@ -53,6 +53,8 @@ def nothing_is_compiled(monkeypatch):
         ({"optimizer.name": "sdg"}, ["'sdg'", "sgd, adam, adamw"]),
         ({"optimizer.schedule": "cosin"}, ["'cosin'", "cosine"]),
         ({"optimizer.warmup_epochs": 5.0}, ["warmup_epochs", "shorter"]),
+        ({"diagnostics.every_steps": -1}, ["diagnostics.every_steps is -1", "0 is off"]),
+        ({"diagnostics.probes": -1}, ["diagnostics.probes is -1", "0 probes nothing"]),
     ],
 )
 def test_a_value_that_cannot_run_is_named_with_its_limit(tmp_path, changes, words):
@@ -74,6 +76,7 @@ def test_a_value_that_cannot_run_is_named_with_its_limit(tmp_path, changes, word
         ("train", "steps"),
         ("eval", "size"),
         ("checkpoint", "keep"),
+        ("diagnostics", "every_epochs"),
     ],
 )
 def test_an_unknown_key_of_any_group_is_refused_by_name(tmp_path, group, key):
