@@ -88,7 +88,7 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     # What a step does inside the network, see docs/diagnostics.md; changes no result. A look costs
-    # nine training steps, two without probes (benchmarks/diagnostics_cost.py, resnet_digits).
+    # seven training steps, two without probes (benchmarks/diagnostics_cost.py, resnet_digits).
     config.diagnostics = ConfigDict(
         {
             "every_steps": 0,  # 1 looks at each step, 100 at every hundredth; 0 for off
