@@ -1,0 +1,100 @@
+"""MkDocs' events: what the site holds beside the files of docs/."""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from tools.pages import (
+    citation,
+    configuration,
+    links,
+    mathematics,
+    methods,
+    notebooks,
+    repository,
+)
+
+# A warning here makes a strict build fail.
+LOG = logging.getLogger("mkdocs.hooks")
+MARKER = re.compile(r"<!-- made by the build: (\w+) -->")
+MADE = {
+    "methods": methods.overview,
+    "keys": configuration.reference,
+    "configurations": configuration.configurations,
+    "citation": citation.bibtex,
+}
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put methods and notebooks into the navigation; leave out pages that are not there (yet)."""
+    for function in (repository.collect, repository.sources, notebooks.read):
+        function.cache_clear()  # under mkdocs serve files change
+    known = repository.sources()
+    config.nav = [kept for kept in (_existing(item, known) for item in config.nav or []) if kept]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add what the pages link to outside docs/."""
+
+    def add(address: str, content: str | bytes) -> None:
+        files.append(File.generated(config, address, content=content))
+
+    for address, path in repository.collect().items():
+        if path.suffix in repository.PAGES:
+            add(address, repository.text_of(path))
+        elif path.suffix in repository.PICTURES:
+            add(address, path.read_bytes())
+        else:
+            add(address, repository.listing(path))
+        if path.suffix == ".ipynb":
+            for name, figure in notebooks.read(path)[1].items():
+                add(f"notebooks/{name}", figure)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Fill in what is made from code and records, and turn links to their place in the site."""
+    path = repository.sources()[page.file.src_uri]
+    if path.suffix not in repository.PAGES:
+        return markdown
+    if path.parent == methods.PAGES and path.stem in methods.NAMES:
+        markdown += methods.appendix(path.stem)
+    markdown = MARKER.sub(lambda match: MADE[match[1]](), markdown)
+    return repository.with_site_links(markdown, path)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Draw the formulas."""
+    return mathematics.with_formulas(html)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Check every link of the finished site."""
+    for sentence in links.broken(Path(config.site_dir)):
+        LOG.warning(sentence)
+
+
+def _existing(item: Any, known: Mapping[str, Path]) -> Any:
+    """An entry of the navigation without the pages that do not exist; None if none is left."""
+    if isinstance(item, str):
+        return item if item in known else None
+    (title, value), *_ = item.items()
+    if title == "Methods":
+        return {title: [*value, *({name: f"methods/{name}.md"} for name in methods.NAMES)]}
+    if title == "Notebooks":
+        found = {name: path for name, path in sorted(known.items()) if path.suffix == ".ipynb"}
+        value = [{notebooks.title(path): name} for name, path in found.items()]
+    if isinstance(value, list):
+        kept = [part for part in (_existing(part, known) for part in value) if part]
+        return {title: kept} if kept else None
+    return item if _existing(value, known) else None
