@@ -26,6 +26,9 @@ from tools.pages import (
 # A warning here makes a strict build fail.
 LOG = logging.getLogger("mkdocs.hooks")
 MARKER = re.compile(r"<!-- made by the build: (\w+) -->")
+CELL = re.compile(r"<td.*?</td>", re.DOTALL)
+CODE = re.compile(r"(?<=<code>)[^<]+")
+BREAK = re.compile(r"([./_]|::)(?=\w)")
 MADE = {
     "methods": methods.overview,
     "keys": configuration.reference,
@@ -74,8 +77,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Draw the formulas."""
-    return mathematics.with_formulas(html)
+    """Draw the formulas, and say where code in a table may break: behind dots, slashes, ..."""
+    return CELL.sub(
+        lambda cell: CODE.sub(lambda code: BREAK.sub(r"\1<wbr>", code[0]), cell[0]),
+        mathematics.with_formulas(html),
+    )
 
 
 def on_post_build(config: MkDocsConfig) -> None:

@@ -1,13 +1,11 @@
 """What has been measured of a method, read from the records in results/."""
 
-import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from fda_jax.experiment.tables import Run, read_runs, spread, table
+from fda_jax.experiment.tables import Group, Run, group_runs, read_runs, spread, table
 from fda_jax.layers import METHODS
 from tools.pages.repository import ROOT
 
@@ -17,35 +15,15 @@ COLUMNS = (
     "records",
     "network",
     "training images",
-    "epochs",
-    "batch",
+    "budget",
     "setting",
     "seeds",
     "last test accuracy (%)",
-    "best (%)",
-    "device",
-    "revision",
+    "device, revision",
 )
-_NUMBERS = {3, 4, 6, 7, 8}
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """A finished run, and the folder of results/ that it belongs to."""
-
-    folder: Path
-    run: Run
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        """The columns that runs share which differ in nothing but the seed."""
-        settings = self.run.settings
-        limit = int(settings.get("data.limit", 0))  # older records took all images
-        images = f"{self.run.dataset}, {f'{limit:,}' if limit else 'all'}"
-        link = f"[{self.folder.name}](../../results/{self.folder.name}/report.md)"
-        batch = settings["train.batch_size"]
-        epochs = str(self.run.planned_epochs)
-        return (link, self.run.network, images, epochs, batch, _setting(self.run))
+_NUMBERS = {5, 6}
+# Settings that have a column.
+_SHOWN = ("data.limit", "train.batch_size", "train.epochs")
 
 
 def results(method: str) -> str:
@@ -55,49 +33,61 @@ def results(method: str) -> str:
       method: a name of `METHODS`.
 
     Returns:
-      Markdown with links as of a page in docs/methods; mean and sample standard deviation where
-      there are several seeds.
+      Markdown with links as of a page in docs/methods, a row for each configuration: mean and
+      sample standard deviation where there are several seeds.
     """
-    parts: dict[tuple[str, ...], list[Run]] = {}
-    for record in _records():
-        if record.run.method == method:
-            parts.setdefault(record.cells, []).append(record.run)
-    if not parts:
-        return NOTHING
-    return table(COLUMNS, [[*cells, *_outcome(runs)] for cells, runs in parts.items()], _NUMBERS)
+    rows = [
+        _row(folder, configuration.runs, group)
+        for folder, runs in _records().items()
+        for group in group_runs(run for run in runs if run.method == method)
+        for configuration in group.configurations
+    ]
+    return table(COLUMNS, rows, _NUMBERS) if rows else NOTHING
 
 
-def _outcome(runs: Sequence[Run]) -> list[str]:
-    """Number of seeds, accuracies and circumstances of runs that differ in the seed alone."""
+def _row(folder: str, runs: Sequence[Run], group: Group) -> list[str]:
+    """Runs that differ in nothing but the seed, among those of this folder and network."""
+    run = runs[0]
+    limit = int(run.settings.get("data.limit", 0))  # older records took all images
     return [
-        str(len({run.seed for run in runs})),
+        f"[{folder}](../../results/{folder}/report.md)",
+        run.network,
+        f"{run.dataset}, {f'{limit:,}' if limit else 'all'}",
+        f"{run.planned_epochs} epochs of batch {run.settings['train.batch_size']}",
+        ", ".join(f"`{setting}`" for setting in [*_knobs(run), *_others(run, group)]) or "defaults",
+        str(len(runs)),
         spread([run.last_accuracy for run in runs if run.last_accuracy is not None]),
-        spread([run.best_accuracy for run in runs if run.best_accuracy is not None]),
-        ", ".join(sorted({run.device or "-" for run in runs})),
-        ", ".join(f"`{name}`" for name in sorted({run.revision or "-" for run in runs})),
+        ", ".join(sorted({f"{run.device}, `{run.revision}`" for run in runs})),
     ]
 
 
-def _setting(run: Run) -> str:
+def _knobs(run: Run) -> list[str]:
     """The knobs that are not the row's defaults."""
-    defaults = {
-        f"method.{name}": value if isinstance(value, str) else json.dumps(value)
-        for name, parameter in inspect.signature(METHODS[run.method]).parameters.items()
-        for value in [parameter.default]
-    }
-    changed = [
-        f"`{key.removeprefix('method.')}={run.settings[key]}`"
-        for key, value in defaults.items()
-        if run.settings.get(key, value) != value
+    found = []
+    for name, parameter in inspect.signature(METHODS[run.method]).parameters.items():
+        default = parameter.default
+        text = default if isinstance(default, str) else json.dumps(default)
+        value = run.settings.get(f"method.{name}", text)  # older records lack newer knobs
+        found += [f"{name}={value}"] if value != text else []
+    return found
+
+
+def _others(run: Run, group: Group) -> list[str]:
+    """The other settings in which the group's configurations differ."""
+    settings = [configuration.runs[0].settings for configuration in group.configurations]
+    return [
+        f"{key}={value}"
+        for key, value in run.settings.items()
+        if not key.startswith("method.")
+        and key not in _SHOWN
+        and len({other.get(key) for other in settings}) > 1
     ]
-    return ", ".join(changed) or "defaults"
 
 
 @functools.cache
-def _records() -> list[Record]:
-    return [
-        Record(folder, run)
-        for folder in sorted(path for path in RESULTS.iterdir() if any(path.rglob("result.json")))
-        for run in read_runs([folder])
-        if run.is_finished
-    ]
+def _records() -> Mapping[str, list[Run]]:
+    """The finished runs by their folder of results/."""
+    folders = sorted(path for path in RESULTS.iterdir() if any(path.rglob("result.json")))
+    return {
+        folder.name: [run for run in read_runs([folder]) if run.is_finished] for folder in folders
+    }
