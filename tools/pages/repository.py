@@ -55,6 +55,12 @@ def collect() -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def sources() -> Mapping[str, Path]:
+    """Every page's file: source address in the site -> path."""
+    return {**{address(page): page for page in DOCS.rglob("*.md")}, **collect()}
+
+
 def text_of(path: Path) -> str:
     """The Markdown of a page of the repository, be it a notebook.
 
@@ -157,9 +163,3 @@ def _split(markdown: str) -> Iterable[str]:
         yield match[0]
         start = match.end()
     yield markdown[start:]
-
-
-@functools.cache
-def sources() -> Mapping[str, Path]:
-    """Every page's file: source address in the site -> path."""
-    return {**{address(page): page for page in DOCS.rglob("*.md")}, **collect()}
