@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 from fda_jax.layers import METHODS
 from tools.pages.comments import keys_of_base, knobs_of_methods
@@ -82,7 +83,7 @@ def _meanings() -> dict[str, dict[str, str]]:
     return knobs_of_methods((CONFIGS / "methods.py").read_text(encoding="utf-8"))
 
 
-def _module(name: str) -> object:
+def _module(name: str) -> ModuleType:
     # Configurations import one another by bare name.
     if str(CONFIGS) not in sys.path:
         sys.path.insert(0, str(CONFIGS))

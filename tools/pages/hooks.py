@@ -27,7 +27,7 @@ from tools.pages import (
 LOG = logging.getLogger("mkdocs.hooks")
 MARKER = re.compile(r"<!-- made by the build: (\w+) -->")
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
-CODE = re.compile(r"(?<=<code>)[^<]+")
+LONG_CODE = re.compile(r"(?<=<code>)[^<]{32,}")
 BREAK = re.compile(r"([./_]|::)(?=\w)")
 MADE = {
     "methods": methods.overview,
@@ -77,9 +77,9 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Draw the formulas, and say where code in a table may break: behind dots, slashes, ..."""
+    """Draw the formulas; let long code in a table break, behind dots, slashes and the like."""
     return CELL.sub(
-        lambda cell: CODE.sub(lambda code: BREAK.sub(r"\1<wbr>", code[0]), cell[0]),
+        lambda cell: LONG_CODE.sub(lambda code: BREAK.sub(r"\1<wbr>", code[0]), cell[0]),
         mathematics.with_formulas(html),
     )
 

@@ -5,7 +5,7 @@ import re
 from decimal import Decimal
 from xml.etree import ElementTree
 
-import ziamath
+from ziamath.zmath import Latex
 
 # What pymdownx.arithmatex makes of $...$ and $$...$$.
 _FORMULA = re.compile(
@@ -32,7 +32,7 @@ def with_formulas(page: str) -> str:
 def _drawn(escaped: str, display: bool) -> str:
     latex = html.unescape(escaped).strip()
     try:
-        formula = ziamath.Latex(latex, size=_SIZE, color="currentColor", inline=not display)
+        formula = Latex(latex, size=_SIZE, color="currentColor", inline=not display)
         drawing = formula.svgxml()
     except Exception as error:
         raise ValueError(f"the formula {latex!r} cannot be drawn: {error}") from error
