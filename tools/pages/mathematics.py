@@ -31,8 +31,10 @@ def with_formulas(page: str) -> str:
 
 def _drawn(escaped: str, display: bool) -> str:
     latex = html.unescape(escaped).strip()
+    # Bars that know their side would be drawn as tall as the whole line.
+    plain_bars = re.sub(r"\\[lr]vert\b", "|", latex)
     try:
-        formula = Latex(latex, size=_SIZE, color="currentColor", inline=not display)
+        formula = Latex(plain_bars, size=_SIZE, color="currentColor", inline=not display)
         drawing = formula.svgxml()
     except Exception as error:
         raise ValueError(f"the formula {latex!r} cannot be drawn: {error}") from error
