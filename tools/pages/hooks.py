@@ -25,6 +25,8 @@ from tools.pages import (
 
 # A warning here makes a strict build fail.
 LOG = logging.getLogger("mkdocs.hooks")
+# Pages that the navigation has a place for before they are there.
+OPTIONAL = ("diagnostics.md", "sweeps.md")
 MARKER = re.compile(r"<!-- made by the build: (\w+) -->")
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 LONG_CODE = re.compile(r"(?<=<code>)[^<]{32,}")
@@ -38,7 +40,7 @@ MADE = {
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put methods and notebooks into the navigation; leave out pages that are not there (yet)."""
+    """Put methods and notebooks into the navigation, and leave out optional pages."""
     for function in (repository.collect, repository.sources, notebooks.read):
         function.cache_clear()  # under mkdocs serve files change
     known = repository.sources()
@@ -91,9 +93,9 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def _existing(item: Any, known: Mapping[str, Path]) -> Any:
-    """An entry of the navigation without the pages that do not exist; None if none is left."""
+    """An entry of the navigation without optional pages that are not there; None if empty."""
     if isinstance(item, str):
-        return item if item in known else None
+        return None if item in OPTIONAL and item not in known else item
     (title, value), *_ = item.items()
     if title == "Methods":
         return {title: [*value, *({name: f"methods/{name}.md"} for name in methods.NAMES)]}
