@@ -11,6 +11,7 @@ from ziamath.zmath import Latex
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[\[(](?P<latex>.*?)\\[\])]</(?P=tag)>', re.DOTALL
 )
+_CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 _SIZE = 20.0  # pixels that an em has in the drawing
 
 
@@ -26,15 +27,23 @@ def with_formulas(page: str) -> str:
     Raises:
       ValueError: a formula that cannot be drawn; the message names it.
     """
-    return _FORMULA.sub(lambda match: _drawn(match["latex"], match["tag"] == "div"), page)
+    # In a table a formula has room: its fractions and sums are as large as on a line of their own.
+    page = _CELL.sub(lambda cell: _FORMULA.sub(lambda match: _drawn(match["latex"]), cell[0]), page)
+    return _FORMULA.sub(_placed, page)
 
 
-def _drawn(escaped: str, display: bool) -> str:
+def _placed(match: re.Match[str]) -> str:
+    if match["tag"] == "span":
+        return _drawn(match["latex"], is_inline=True)
+    return f'<div class="formula-line">{_drawn(match["latex"])}</div>'
+
+
+def _drawn(escaped: str, *, is_inline: bool = False) -> str:
     latex = html.unescape(escaped).strip()
     # Bars that know their side would be drawn as tall as the whole line.
     plain_bars = re.sub(r"\\[lr]vert\b", "|", latex)
     try:
-        formula = Latex(plain_bars, size=_SIZE, color="currentColor", inline=not display)
+        formula = Latex(plain_bars, size=_SIZE, color="currentColor", inline=is_inline)
         drawing = formula.svgxml()
     except Exception as error:
         raise ValueError(f"the formula {latex!r} cannot be drawn: {error}") from error
@@ -49,8 +58,7 @@ def _drawn(escaped: str, display: bool) -> str:
             "style": f"vertical-align: {_em(formula.getyofst())}",
         }
     )
-    text = ElementTree.tostring(drawing, encoding="unicode")
-    return f'<div class="formula-line">{text}</div>' if display else text
+    return ElementTree.tostring(drawing, encoding="unicode")
 
 
 def _em(pixels: float) -> str:
