@@ -56,8 +56,8 @@ def configurations() -> str:
 
 
 def _files() -> list[Path]:
-    helpers = ("base.py", "methods.py")
-    return [path for path in sorted(CONFIGS.glob("*.py")) if path.name not in helpers]
+    imported = ("base.py", "methods.py")
+    return [path for path in sorted(CONFIGS.glob("*.py")) if path.name not in imported]
 
 
 def _first_sentence(path: Path) -> str:
