@@ -4,6 +4,7 @@ python train.py --config=configs/cifar10_resnet20.py --workdir=runs/x
 python train.py --config=configs/cifar10_resnet20.py:ste --workdir=runs/y --config.seed=1
 python train.py --workdir=runs/x --mode=eval
 python train.py --sweep=configs/sweeps/methods.py --workdir=runs/methods --seeds=3
+python train.py --sweep=configs/sweeps/table2.py --workdir=runs/table2 --seeds=5 --budget=0.02
 python train.py --sweep=configs/sweeps/methods.py --workdir=runs/methods --only=fda,ste \
     --override=train.epochs=2 --override=data.dir=/data
 """
@@ -28,7 +29,19 @@ OVERRIDE = flags.DEFINE_multi_string(
 SHARD = flags.DEFINE_string(
     "shard", "0/1", "With --sweep: I/N takes every N-th run from the I-th (0 is the first) on."
 )
+BUDGET = flags.DEFINE_float(
+    "budget",
+    None,
+    "With --sweep: train this share of every run's epochs, in (0, 1]; all outputs are marked. Of a "
+    "single run it is --config.train.budget.",
+)
 ONLY = flags.DEFINE_list("only", [], "With --sweep: names of the runs to train; all if empty.")
+SIDE_BY_SIDE = flags.DEFINE_boolean(
+    "side_by_side",
+    True,
+    "With --sweep, where there are several local devices: a run on each, at the same time. "
+    "--noside_by_side trains one run after another, each on all of them.",
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or 'auto' on a cluster that JAX knows (SLURM)."
 )
@@ -43,6 +56,8 @@ def main(argv: list[str]) -> int:
     config = None if CONFIG.value is None else CONFIG.value.to_dict()
     if SWEEP.value is not None and (config is not None or MODE.value != "train"):
         raise app.UsageError("--sweep names its configurations itself, and trains: leave the rest")
+    if BUDGET.value is not None and SWEEP.value is None:
+        raise app.UsageError("--budget is of a --sweep: of a run it is --config.train.budget")
     if config is None and SWEEP.value is None and MODE.value == "train":
         raise app.UsageError("--config is missing: e.g. --config=configs/digits_resnet.py")
     for chatty in ("jax", "absl"):  # every backend that is not there, every file that is saved
@@ -50,25 +65,32 @@ def main(argv: list[str]) -> int:
     import jax
 
     from fda_jax import experiment
-    from fda_jax.experiment import compilation, heap, sweep
+    from fda_jax.experiment import compilation, heap, side_by_side, sweep
 
     if COORDINATOR.value is not None:
         where = None if COORDINATOR.value == "auto" else COORDINATOR.value
         jax.distributed.initialize(where, NUM_PROCESSES.value, PROCESS_ID.value)
     compilation.keep_programs()
-    heap.reuse_pages()
+    budget = [] if BUDGET.value in (None, 1.0) else [f"train.budget={BUDGET.value}"]
     try:
         if SWEEP.value is not None:
+            asked = sweep.read(SWEEP.value, [*OVERRIDE.value, *budget])
+            alone = COORDINATOR.value is not None or not SIDE_BY_SIDE.value
+            # Before reuse_pages, which starts JAX's backend.
+            environments = [] if alone else side_by_side.pins()
+            heap.reuse_pages()
             failures = sweep.train(
-                sweep.read(SWEEP.value, OVERRIDE.value),
+                asked,
                 WORKDIR.value,
                 seeds=SEEDS.value,
                 shard=SHARD.value,
                 only=ONLY.value,
+                environments=environments,
             )
             for name, why in failures.items():
                 print(f"error: {name}: {why}", file=sys.stderr)
             return 1 if failures else 0
+        heap.reuse_pages()
         if MODE.value == "eval":
             experiment.evaluate(config, WORKDIR.value)
         elif config is not None:

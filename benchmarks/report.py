@@ -22,7 +22,10 @@ ORDER = (
     "input_wait",
     "growth",
     "scaling",
+    "seeds",
     "method_step_time",
+    "diagnostics_cost",
+    "gradient_direction",
 )
 HEAD = """# Benchmarks
 

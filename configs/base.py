@@ -45,6 +45,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train = ConfigDict(
         {
             "epochs": 400,  # times that every training image is seen; section 3.1
+            # Share of the epochs that is trained, in (0, 1], rounded up to a whole epoch: for small
+            # machines. Below 1 it stands on every output.
+            "budget": 1.0,
             "batch_size": 128,  # examples a step over all devices; section 3.1
             "steps_per_call": 0,  # steps a compiled call; 0 means 1 on a CPU and 50 elsewhere
             "label_smoothing": 0.0,  # share of a label spread over all classes; the paper has none
@@ -68,6 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
             # Groups of parameters that decay. The paper does not say; its siblings decay all.
             "decay_groups": ("binary", "real", "norm", "prelu", "noise", "quantizer"),
             "clip_norm": 0.0,  # largest global gradient norm; 0 for no clipping
+            # Largest gradient of a parameter; 0 for no clipping. Eq. 2 reads like 1.
+            "clip_value": 0.0,
         }
     )
     config.eval = ConfigDict(
@@ -80,6 +85,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.checkpoint = ConfigDict(
         {
             "every_epochs": 1,  # epochs from one to the next; the last and a new best are saved too
+        }
+    )
+    # What a step does inside the network, see docs/diagnostics.md; changes no result. A look costs
+    # nine training steps, two without probes (benchmarks/diagnostics_cost.py, resnet_digits).
+    config.diagnostics = ConfigDict(
+        {
+            "every_steps": 0,  # 1 looks at each step, 100 at every hundredth; 0 for off
+            "probes": 8,  # pairs of forward passes that test the gradient's direction; 0 for none
         }
     )
     # Stages that follow one another, each from the parameters of the one before: stage1, stage2,

@@ -14,10 +14,13 @@ NOISE = {
     # The noise module: "forward" adds it to the signs (Eq. 14), "backward" to the gradients alone
     # (Algorithm 1), "none" leaves it out.
     "noise": "none",
-    "noise_scale": 0.1,  # alpha at the start; half a cosine to 0
+    "noise_scale": 0.1,  # alpha at the start
     "noise_shortcut": "sine",  # eta: "none", "linear", "sine" (Table 4)
     "noise_shortcut_slope": 0.1,  # a, section 3.2
     "noise_reduction": 64,  # k, by which its hidden layer is narrower; section 2.3
+    "noise_schedule": "cosine",  # of alpha, which ends at 0; or "linear", "constant"
+    "noise_weight_axis": "filter",  # d, not in the paper; or "channels" (of a position)
+    "noise_activation_axis": "channels",  # likewise (of a pixel); or "pixels" (of a channel)
 }
 
 KNOBS = {

@@ -1,38 +1,53 @@
-"""Tables and pictures of runs, or of a sweep: python -m fda_jax.report DIR... [--out DIR]."""
+"""Tables and pictures of runs, or of a sweep: python -m fda_jax.report DIR... [--out DIR].
+
+python -m fda_jax.report runs/fda runs/ste --out=runs
+python -m fda_jax.report runs/table2
+python -m fda_jax.report --figure1 docs/images
+"""
 
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from fda_jax.experiment import comparison, figures, tables
+from fda_jax.experiment import (
+    comparison,
+    comparison_table,
+    figures,
+    paper_figures,
+    sweep_figures,
+    tables,
+)
 from fda_jax.experiment.folder import WorkdirError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write report.md and curves.png, and print the tables.
+    """Write report.md and pictures (PNG and SVG), and print the tables.
 
-    A sweep's folder, given alone, is reported as one: its runs side by side in one table, and a
-    picture with the sweep's name.
+    A sweep's folder, given alone, is reported as one: its runs side by side in one table, and
+    pictures with the sweep's name.
 
     Args:
       argv: the words of the command line; None takes the process's own.
 
     Returns:
-      Exit code: 0, or 1 if a folder cannot be read or written.
+      Exit code: 0, or 1 if a folder cannot be read or written, or holds what does not belong into
+      one table.
     """
     flags = _flags(argv)
     try:
-        out = flags.out or flags.folders[0]
-        if len(flags.folders) == 1 and comparison.is_sweep(flags.folders[0]):
-            text, report, picture = _report_sweep(flags.folders[0], out)
+        if flags.figure1:
+            text, written = _draw_figure1(flags.figure1)
         else:
-            text, report, picture = _report_runs(flags.folders, out)
+            out = flags.out or flags.folders[0]
+            is_sweep = len(flags.folders) == 1 and comparison.is_sweep(flags.folders[0])
+            report = _report_sweep if is_sweep else _report_runs
+            text, written = report(flags.folders, out, mixed_revisions=flags.mixed_revisions)
     except WorkdirError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{text}\nTables: {report}\nCurves: {picture}")
+    print("\n".join([text, *(f"{what}: {path}" for what, path in written.items())]).lstrip("\n"))
     return 0
 
 
@@ -42,45 +57,79 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "folders",
-        nargs="+",
+        nargs="*",
         type=Path,
         metavar="DIR",
-        help="a run's folder (its --workdir), or a folder that holds some at any depth",
+        help="a sweep's folder, a run's (its --workdir), or one that holds some at any depth",
     )
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where report.md and the picture go; the first DIR if not given",
+        help="where report.md and the pictures go; the first DIR if not given",
     )
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--mixed-revisions",
+        action="store_true",
+        help="let runs of different code into one table, which names the revision of each",
+    )
+    parser.add_argument(
+        "--figure1",
+        type=Path,
+        metavar="DIR",
+        help="draw FDA-BNN's Figure 1 into this folder instead: functions and their spectra",
+    )
+    flags = parser.parse_args(argv)
+    if bool(flags.folders) == bool(flags.figure1):
+        parser.error("give folders of runs, or --figure1 and its folder alone")
+    return flags
 
 
-def _report_runs(folders: Sequence[Path], out: Path) -> tuple[str, Path, Path]:
+def _report_runs(
+    folders: Sequence[Path], out: Path, *, mixed_revisions: bool
+) -> tuple[str, Mapping[str, Path]]:
     """The text, and where it and the curves were written."""
     groups = tables.group_runs(tables.read_runs(folders))
+    if not mixed_revisions:
+        for group in groups:
+            tables.check_revisions(run for part in group.configurations for run in part.runs)
     text = tables.markdown(groups)
     curves = out / "curves.png"
     with _writing(out):
-        figures.draw_curves(groups, curves)
-        report = _write(out, text, "Test accuracy and training loss", curves)
-    return text, report, curves
+        figures.draw_curves(groups, curves, curves.with_suffix(".svg"))
+        report = _write(out, text, {"Test accuracy and training loss": curves})
+    return text, {"Tables": report, "Curves": curves}
 
 
-def _report_sweep(folder: Path, out: Path) -> tuple[str, Path, Path]:
-    """The text, and where it and the picture were written."""
-    found = comparison.read(folder)
-    text = comparison.markdown(found)
-    picture = out / f"{found.name}.png"
+def _report_sweep(
+    folders: Sequence[Path], out: Path, *, mixed_revisions: bool
+) -> tuple[str, Mapping[str, Path]]:
+    """The text, and where it and the pictures were written."""
+    found = comparison.read(folders[0], mixed_revisions=mixed_revisions)
+    text = comparison_table.markdown(found, mixed_revisions=mixed_revisions)
+    drawn = {"Accuracy, differences, time and curves of every run": out / f"{found.name}.png"}
     with _writing(out):
-        figures.draw_comparison(found, picture, picture.with_suffix(".svg"))
-        report = _write(out, text, "Accuracy, time, flips and loss of every run", picture)
-    return text, report, picture
+        for picture in drawn.values():
+            sweep_figures.draw_comparison(found, picture, picture.with_suffix(".svg"))
+        if found.points:
+            picture = out / f"{found.name}_points.png"
+            sweep_figures.draw_points(found, picture, picture.with_suffix(".svg"))
+            drawn = {f"Accuracy and time against {found.axis}": picture, **drawn}
+        report = _write(out, text, drawn)
+    return text, {"Tables": report, **drawn}
 
 
-def _write(out: Path, text: str, caption: str, picture: Path) -> Path:
+def _draw_figure1(out: Path) -> tuple[str, Mapping[str, Path]]:
+    picture = out / "figure1.png"
+    with _writing(out):
+        paper_figures.draw_spectra(picture, picture.with_suffix(".svg"))
+    return "", {"Figure 1": picture}
+
+
+def _write(out: Path, text: str, pictures: Mapping[str, Path]) -> Path:
     report = out / "report.md"
-    report.write_text(f"{text}\n![{caption}]({picture.name})\n", encoding="utf-8")
+    shown = "\n\n".join(f"![{caption}]({path.name})" for caption, path in pictures.items())
+    report.write_text(f"{text}\n{shown}\n", encoding="utf-8")
     return report
 
 

@@ -15,6 +15,7 @@ FLOORS = {
     "training": 3,
     "experiment": 4,
     "report": 5,
+    "doctor": 5,
     "train": 5,
 }
 SIBLINGS = {("models", "data"), ("data", "models")}
@@ -32,7 +33,12 @@ HOMES = {
     "tensorflow_datasets": ("data/",),
     "grain": ("data/",),
     "PIL": ("data/",),
-    "matplotlib": ("experiment/figures.py",),
+    "matplotlib": (
+        "experiment/figures.py",
+        "experiment/sweep_figures.py",
+        "experiment/paper_figures.py",
+    ),
+    "scipy": ("experiment/pairs.py",),
     "tensorboardX": ("experiment/logs.py",),
     "ml_collections": (),
     "absl": (),

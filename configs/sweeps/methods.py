@@ -15,6 +15,8 @@ from ml_collections import ConfigDict
 from cifar10_resnet20 import get_config as cifar10_config
 from methods import KNOBS
 
+BASELINE = "ste"
+
 
 def get_config(method: str = "") -> ConfigDict:
     config = cifar10_config(method)

@@ -8,28 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from fda_jax.data import SPECS
-from fda_jax.experiment.folder import WorkdirError
-from fda_jax.experiment.tables import LEGEND, Run, number, read_runs, spread, table
+from fda_jax.experiment import tables
+from fda_jax.experiment.folder import WorkdirError, differences
+from fda_jax.experiment.pairs import Difference, paired_difference
+from fda_jax.experiment.tables import Run, read_runs
 
-# The method whose time a step is 1.
+# What the runs of a sweep that names no baseline are compared with, if there is one.
 REFERENCE = "ste"
-COLUMNS = (
-    "run",
-    "last test accuracy (%)",
-    "best test accuracy (%)",
-    "last train loss",
-    "flips in the last epoch (%)",
-    f"time a step ({REFERENCE} = 1)",
-    "epochs",
-    "seeds",
-)
-_NUMBERS = {1, 2, 3, 4, 5, 6, 7}
-_EXPLANATION = (
-    "Flips is the share of binary weights, as inference sees them, that have another sign than an "
-    f"epoch before. Time a step is that of training without compilation, divided by {REFERENCE}'s "
-    "on the same kind of device; the runs follow one another, so it holds only where nothing else "
-    "used the machine."
-)
+# What a sweep.json of an older version lacks.
+_DEFAULTS = {"seeds": 1, "baselines": {}, "source": "", "paper": {}, "axis": "", "points": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +27,19 @@ class Entry:
       name: in the sweep.
       runs: by seed; the finished ones, or all if none is finished.
       unfinished: number of runs left out.
-      relative_seconds: time a step divided by the reference's; None where one is not known.
+      baseline: name of the run that it is compared with; "" for none.
+      difference: of the last accuracies to the baseline's, paired by seed; None where unknown.
+      relative_seconds: time a step divided by the baseline's; None where one is not known.
+      paper: published accuracy in %; None where there is none.
     """
 
     name: str
     runs: Sequence[Run]
     unfinished: int = 0
+    baseline: str = ""
+    difference: Difference | None = None
     relative_seconds: float | None = None
+    paper: float | None = None
 
     @property
     def last_accuracy(self) -> float | None:
@@ -66,14 +59,21 @@ class Field:
     Attributes:
       dataset: its name.
       network: its name.
+      mark: of the budget, see `tables.Run`; "" for whole runs.
       num_classes: of the dataset; None where its name does not tell.
       entries: the most accurate first.
     """
 
     dataset: str
     network: str
+    mark: str
     num_classes: int | None
     entries: Sequence[Entry]
+
+    @property
+    def title(self) -> str:
+        """What stands above its table and its picture."""
+        return tables.title(self.network, self.dataset, self.mark)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +85,22 @@ class Comparison:
       question: that it answers.
       overrides: of all runs, as on the command line.
       fields: by name of dataset and network.
-      missing: names of runs that have not started.
+      asked: number of runs that the sweep consists of, seeds counted.
+      missing: the runs that are not finished, and how far they are.
+      source: of the published values.
+      axis: of the figure that the sweep asks for; "" for none.
+      points: (line, place on the axis, name of a run) of it.
     """
 
     name: str
     question: str
     overrides: Mapping[str, str]
     fields: Sequence[Field]
+    asked: int
     missing: Sequence[str]
+    source: str = ""
+    axis: str = ""
+    points: Sequence[tuple[str, float, str]] = ()
 
 
 def is_sweep(folder: Path) -> bool:
@@ -100,58 +108,41 @@ def is_sweep(folder: Path) -> bool:
     return (folder / "sweep.json").is_file()
 
 
-def read(folder: Path) -> Comparison:
+def read(folder: Path, *, mixed_revisions: bool = False) -> Comparison:
     """Read a sweep's folder.
 
     Args:
       folder: the sweep's --workdir.
+      mixed_revisions: take runs of different code, too.
 
     Returns:
       A `Comparison`.
 
     Raises:
-      WorkdirError: the folder is damaged, or holds no run yet.
+      WorkdirError: the folder is damaged, holds no run yet, or holds runs that do not belong into
+        one table: of several budgets or revisions, or seeds of different configurations.
     """
     record = _record(folder)
-    entries, missing = [], []
-    for name in record["runs"]:
-        if any((folder / name).glob("seed*/config.json")):
-            entries.append(_entry(name, read_runs([folder / name])))
-        else:
-            missing.append(name)
-    if not entries:
+    found = {name: _runs(folder, name) for name in record["runs"]}
+    runs = [run for members in found.values() for run in members]
+    if not runs:
         raise WorkdirError(f"no run of the sweep in {folder} has started: start it first")
+    _check(runs, mixed_revisions=mixed_revisions)
+    entries = [_entry(name, members, record) for name, members in found.items() if members]
     parts: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         parts.setdefault((entry.runs[0].dataset, entry.runs[0].network), []).append(entry)
-    fields = [
-        Field(*key, SPECS[key[0]].num_classes if key[0] in SPECS else None, _sorted(part))
-        for key, part in sorted(parts.items())
-    ]
-    return Comparison(record["sweep"], record["question"], record["overrides"], fields, missing)
-
-
-def markdown(comparison: Comparison) -> str:
-    """The question, a Markdown table for each network and dataset, and how they were made.
-
-    Args:
-      comparison: of `read`.
-
-    Returns:
-      The text, from its first heading to its last line.
-    """
-    parts = [f"# {comparison.question}", f"{LEGEND} {_EXPLANATION}"]
-    if comparison.overrides:
-        shared = ", ".join(f"`{key}={value}`" for key, value in comparison.overrides.items())
-        parts.append(f"Overrides of all runs: {shared}.")
-    for field in comparison.fields:
-        parts += [
-            f"## {field.network} on {field.dataset}",
-            table(COLUMNS, [_row(entry) for entry in field.entries], _NUMBERS),
-        ]
-    if comparison.missing:
-        parts.append(f"Not started: {', '.join(comparison.missing)}.")
-    return "\n\n".join([*parts, _origin(comparison)]) + "\n"
+    return Comparison(
+        name=record["sweep"],
+        question=record["question"],
+        overrides=record["overrides"],
+        fields=[_field(*key, part) for key, part in sorted(parts.items())],
+        asked=len(found) * record["seeds"],
+        missing=_missing(found, record["seeds"]),
+        source=record["source"],
+        axis=record["axis"],
+        points=[(line, place, name) for line, place, name in record["points"]],
+    )
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -164,7 +155,8 @@ def _record(folder: Path) -> dict[str, Any]:
     path = folder / "sweep.json"
     try:
         record = json.loads(path.read_text())
-        return {key: record[key] for key in ("sweep", "question", "overrides", "runs")}
+        needed = {key: record[key] for key in ("sweep", "question", "overrides", "runs")}
+        return {**_DEFAULTS, **record, **needed}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkdirError(
             f"{path} cannot be read ({type(error).__name__}: {error}): restore the file, or remove "
@@ -172,75 +164,112 @@ def _record(folder: Path) -> dict[str, Any]:
         ) from error
 
 
-def _entry(name: str, runs: Sequence[Run]) -> Entry:
+def _runs(folder: Path, name: str) -> list[Run]:
+    """All seeds of one run of the sweep, which must be of one configuration."""
+    if not any((folder / name).glob("seed*/config.json")):
+        return []
+    runs = sorted(read_runs([folder / name]), key=lambda run: run.seed)
+    runs = [dataclasses.replace(run, name=f"{name}/{run.name}") for run in runs]
+    for run in runs[1:]:
+        different = differences(runs[0].settings, run.settings)
+        if different:
+            raise WorkdirError(
+                f"{runs[0].name} and {run.name} in {folder} are of different configurations: "
+                f"{'; '.join(different[:5])}. Move the one that does not belong there away"
+            )
+    return runs
+
+
+def _check(runs: Sequence[Run], *, mixed_revisions: bool) -> None:
+    """Refuse runs that do not belong into one table."""
+    budgets = {run.budget: run for run in runs}
+    if len(budgets) > 1:
+        words = [f"{budget:g} ({run.name})" for budget, run in sorted(budgets.items())]
+        raise WorkdirError(
+            f"the sweep holds runs of several budgets, {', '.join(words)}: their accuracies cannot "
+            "be compared. Move those of one budget to a folder of their own"
+        )
+    if not mixed_revisions:
+        tables.check_revisions(runs)
+
+
+def _missing(found: Mapping[str, Sequence[Run]], seeds: int) -> list[str]:
+    missing = []
+    for seed in range(seeds):
+        for name, runs in found.items():
+            run = next((run for run in runs if run.seed == seed), None)
+            if run is None:
+                missing.append(f"{name}/seed{seed}")
+            elif not run.is_finished:
+                missing.append(f"{run.name} ({run.epochs} of {run.planned_epochs} epochs)")
+    return missing
+
+
+def _entry(name: str, runs: Sequence[Run], record: Mapping[str, Any]) -> Entry:
     finished = [run for run in runs if run.is_finished]
-    shown = sorted(finished or runs, key=lambda run: run.seed)
-    return Entry(name, shown, unfinished=len(runs) - len(finished))
-
-
-def _sorted(entries: Sequence[Entry]) -> list[Entry]:
-    """Sorted by accuracy, with the time relative to the reference's."""
-    references = [entry for entry in entries if entry.runs[0].method == REFERENCE]
-    # The one with default knobs, if there are several.
-    reference = min(references, key=lambda entry: entry.name != REFERENCE, default=None)
-    timed = [
-        dataclasses.replace(entry, relative_seconds=_relative(entry, reference))
-        for entry in entries
-    ]
-    return sorted(
-        timed,
-        key=lambda entry: -1 if entry.last_accuracy is None else entry.last_accuracy,
-        reverse=True,
+    return Entry(
+        name,
+        finished or runs,
+        unfinished=len(runs) - len(finished),
+        baseline=record["baselines"].get(name, ""),
+        paper=record["paper"].get(name),
     )
 
 
-def _relative(entry: Entry, reference: Entry | None) -> float | None:
-    if reference is None or entry.seconds_per_step is None or reference.seconds_per_step is None:
-        return None
-    if {run.device for run in entry.runs} != {run.device for run in reference.runs}:
-        return None
-    return entry.seconds_per_step / reference.seconds_per_step
-
-
-def _row(entry: Entry) -> list[str]:
-    runs = entry.runs
-    flips = mean(run.flips_curve[-1][1] if run.flips_curve else None for run in runs)
-    epochs = f"{min(run.epochs for run in runs)}/{runs[0].planned_epochs}"
-    seeds = str(len({run.seed for run in runs}))
-    if not runs[0].is_finished:
-        epochs += ", unfinished"
-    elif entry.unfinished:
-        seeds += f" ({entry.unfinished} unfinished left out)"
-    return [
-        entry.name,
-        _spread(run.last_accuracy for run in runs),
-        _spread(run.best_accuracy for run in runs),
-        number(mean(run.train_loss for run in runs), 1, ".4f"),
-        number(flips, 100, ".3f"),
-        number(entry.relative_seconds, 1, ".2f"),
-        epochs,
-        seeds,
-    ]
-
-
-def _spread(values: Iterable[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    return spread(known) if known else "-"
-
-
-def _origin(comparison: Comparison) -> str:
-    """Commands, devices and revisions of all runs, each named once."""
-    runs = [run for field in comparison.fields for entry in field.entries for run in entry.runs]
-    commands = sorted({run.command for run in runs if run.command})
-    devices = sorted({run.device for run in runs if run.device})
-    revisions = sorted({run.revision for run in runs if run.revision})
-    return "\n".join(
-        [
-            f"Made on {', '.join(devices) or 'an unknown device'} at revision "
-            f"{', '.join(revisions) or 'unknown'} by:",
-            "",
-            "```sh",
-            *commands,
-            "```",
-        ]
+def _field(dataset: str, network: str, entries: Sequence[Entry]) -> Field:
+    """The entries compared with their baselines and sorted by accuracy."""
+    by_name = {entry.name: entry for entry in entries}
+    named = {entry.baseline for entry in entries} - {""}
+    reference = "" if named else _reference(entries)
+    compared = []
+    for entry in entries:
+        # A baseline is its own, for the time a step.
+        own = entry.name if entry.name in named else reference
+        compared.append(_compared(entry, by_name.get(entry.baseline or own)))
+    marks = sorted({run.mark for entry in entries for run in entry.runs})
+    return Field(
+        dataset,
+        network,
+        "; ".join(marks),
+        SPECS[dataset].num_classes if dataset in SPECS else None,
+        sorted(
+            compared,
+            key=lambda entry: -1 if entry.last_accuracy is None else entry.last_accuracy,
+            reverse=True,
+        ),
     )
+
+
+def _reference(entries: Sequence[Entry]) -> str:
+    """The reference method with default knobs, or the first one; "" if there is none."""
+    names = [entry.name for entry in entries if entry.runs[0].method == REFERENCE]
+    return min(names, key=lambda name: name != REFERENCE, default="")
+
+
+def _compared(entry: Entry, baseline: Entry | None) -> Entry:
+    if baseline is None:
+        return dataclasses.replace(entry, baseline="")
+    is_other = entry.name != baseline.name
+    return dataclasses.replace(
+        entry,
+        baseline=baseline.name if is_other else "",
+        difference=paired_difference(_finals(entry), _finals(baseline)) if is_other else None,
+        relative_seconds=_relative(entry, baseline),
+    )
+
+
+def _finals(entry: Entry) -> dict[int, float]:
+    """Last accuracies of the finished runs, by seed."""
+    return {
+        run.seed: run.last_accuracy
+        for run in entry.runs
+        if run.is_finished and run.last_accuracy is not None
+    }
+
+
+def _relative(entry: Entry, baseline: Entry) -> float | None:
+    if entry.seconds_per_step is None or baseline.seconds_per_step is None:
+        return None
+    if {run.device for run in entry.runs} != {run.device for run in baseline.runs}:
+        return None
+    return entry.seconds_per_step / baseline.seconds_per_step

@@ -1,4 +1,4 @@
-"""Which layer first gave a number that is not finite."""
+"""What a running training looks like inside, and which layer first gave a number not finite."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,9 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fda_jax.experiment.setup import Experiment
+from fda_jax.training import devices, feed
+from fda_jax.training.diagnostics import cosine, make_diagnosis, make_probe
 from fda_jax.training.state import TrainState
-from fda_jax.training.step import Batch, Preprocessing, loss_and_gradient
+from fda_jax.training.step import Batch, Preprocessing, loss_and_gradient, make_update
 
 ADVICE = (
     "Try a smaller --config.optimizer.learning_rate, --config.optimizer.clip_norm=1, "
@@ -18,6 +22,62 @@ ADVICE = (
 
 class NonFiniteError(RuntimeError):
     """A loss or gradient is not finite; the message names the step, the layer and what to try."""
+
+
+class Watch:
+    """Looks at steps before they are taken, in two programs of its own; each is compiled once.
+
+    Args:
+      experiment: what is trained.
+      augment_key: of the training calls.
+      probe_key: root of the probes' random sets.
+    """
+
+    def __init__(
+        self, experiment: Experiment, augment_key: jax.Array, probe_key: jax.Array
+    ) -> None:
+        self._plan = experiment.plan
+        self._probes = experiment.probes
+        self._keys = augment_key, probe_key
+        settings = {
+            "total_steps": experiment.plan.total_steps,
+            "label_smoothing": experiment.label_smoothing,
+            "axis_name": devices.AXIS,
+        }
+        update = make_update(experiment.optimizer, ema_decay=0.0)
+        diagnosis = make_diagnosis(experiment.model, update, experiment.preprocessing, **settings)
+        probe = make_probe(experiment.model, experiment.preprocessing, **settings)
+        axis = feed.axis(experiment.dataset.train)
+        axes = (None, axis, axis, 0, None)
+        self._diagnose = devices.parallel(diagnosis, in_axes=axes)
+        self._probe = devices.parallel(probe, in_axes=(*axes, None, None))
+
+    def __call__(self, state: TrainState, step: int, item: feed.Feed) -> dict[str, Any]:
+        """The row of metrics.jsonl of the first step of a call.
+
+        Args:
+          state: before the step.
+          step: number of finished steps.
+          item: what the call reads.
+        """
+        augment_key, probe_key = self._keys
+        arguments = (state, item.images, item.labels, item.indices, augment_key)
+        diagnosis, slopes = self._diagnose(*arguments)
+        row = {
+            "step": step + 1,
+            "epoch": self._plan.epoch_of_step(step),
+            "split": "diagnostics",
+            **diagnosis.numbers(),
+        }
+        if not slopes or not self._probes:
+            return row
+        key = jax.random.fold_in(probe_key, step)
+        pairs = [
+            self._probe(*arguments, slopes, jax.random.fold_in(key, number))
+            for number in range(self._probes)
+        ]
+        value, error = cosine(*np.asarray(jax.device_get(pairs), np.float64).T)
+        return row if np.isnan(value) else {**row, "cosine": value, "cosine_error": error}
 
 
 def describe(

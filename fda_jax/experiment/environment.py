@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,22 @@ import jax
 PACKAGES = ("fda_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def environment() -> dict[str, Any]:
+def environment(before: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Packages, Python, devices, command and git revision as JSON values.
 
     `revision` is None, and `dirty` too, where the package does not lie in a git checkout.
+
+    Args:
+      before: of the start before this one, if a run goes on. `earlier_revisions` keeps those of
+        its revisions that are not this one's, as `label` writes them.
     """
     here = Path(__file__).resolve().parents[2]
     revision = _git(here, "rev-parse", "HEAD")
     changes = _git(here, "status", "--porcelain", "--untracked-files=no")
+    made_with = {"revision": revision, "dirty": None if revision is None else bool(changes)}
     return {
+        **made_with,
+        "earlier_revisions": [name for name in revisions(before) if name != label(made_with)],
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -32,9 +40,21 @@ def environment() -> dict[str, Any]:
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "command": sys.argv,
-        "revision": revision,
-        "dirty": None if revision is None else bool(changes),
     }
+
+
+def label(surroundings: Mapping[str, Any]) -> str | None:
+    """Short name of the revision that an environment.json tells of."""
+    revision = surroundings.get("revision")
+    return revision and revision[:8] + ("+changes" if surroundings.get("dirty") else "")
+
+
+def revisions(surroundings: Mapping[str, Any] | None) -> list[str | None]:
+    """Short names of all revisions that a run was trained at, the newest last."""
+    if surroundings is None:
+        return []
+    # Older files have none but the last.
+    return [*surroundings.get("earlier_revisions", []), label(surroundings)]
 
 
 def _version(package: str) -> str | None:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Where the data lie and how fast they are read changes no result.
-FREE_KEYS = ("data.dir", "data.num_threads")
+# Where the data lie, how fast they are read and who looks on change no result.
+FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnostics.probes")
 
 
 class WorkdirError(RuntimeError):
@@ -169,12 +169,12 @@ def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[
     ]
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a nested mapping by their dotted paths."""
+def leaves(tree: Mapping[str, Any], prefix: str = "", *, separator: str = ".") -> dict[str, Any]:
+    """The values of a nested mapping by their paths, dotted ones if not told otherwise."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found |= leaves(value, f"{prefix}{key}.")
+            found |= leaves(value, f"{prefix}{key}{separator}", separator=separator)
         else:
             found[prefix + key] = value
     return found

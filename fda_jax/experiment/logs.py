@@ -9,6 +9,8 @@ from typing import Any, TextIO
 
 from tensorboardX import SummaryWriter
 
+from fda_jax.experiment.folder import leaves
+
 
 class Terminal:
     """One line an epoch, and a line that is overwritten in between where a person watches.
@@ -85,10 +87,11 @@ class TensorBoard:
         )
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Write a row of metrics.jsonl: each number becomes the scalar split/name."""
+        """Write a row of metrics.jsonl: each number becomes the scalar split/name, or of a group
+        of numbers split/group/name."""
         if self._writer is None:
             return
-        for name, value in row.items():
+        for name, value in leaves(row, separator="/").items():
             if isinstance(value, float) and math.isfinite(value):
                 self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
         self._writer.flush()

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
@@ -21,10 +21,10 @@ from fda_jax.training.checkpoints import Checkpoints
 from fda_jax.training.flips import Signs
 from fda_jax.training.metrics import Metrics
 from fda_jax.training.state import TrainState, init_state
-from fda_jax.training.step import Batch, make_eval_step, make_train_call, make_train_step
+from fda_jax.training.step import Batch, Health, make_eval_step, make_train_call, make_train_step
 
 # What a key is for; each is folded into the root key, so no two uses share random numbers.
-INIT, AUGMENT = 0, 1
+INIT, AUGMENT, PROBE = 0, 1, 2
 
 
 @dataclasses.dataclass
@@ -93,22 +93,11 @@ class Trainer:
         self._checkpoints = checkpoints
         self._evaluator = Evaluator(experiment)
         self._terminal = make_terminal(experiment)
-        self._key = _key(experiment, AUGMENT)
-        step = make_train_step(
-            experiment.model,
-            experiment.optimizer,
-            experiment.preprocessing,
-            total_steps=self._plan.total_steps,
-            label_smoothing=experiment.label_smoothing,
-            ema_decay=experiment.ema_decay,
-            axis_name=devices.AXIS,
-        )
-        axis = feed.axis(experiment.dataset.train)
-        self._call = devices.parallel(
-            make_train_call(step, steps_per_call=self._plan.steps_per_call),
-            in_axes=(None, None, axis, axis, 0, None, None),
-            donate=(0, 1),
-        )
+        self._call = make_call(experiment)
+        self._watch = None
+        if self._plan.diagnose_every_steps:
+            keys = _key(experiment, AUGMENT), _key(experiment, PROBE)
+            self._watch = diagnose.Watch(experiment, *keys)
 
     def run(self, stop: "Stop") -> bool:
         """Train to the end; False if a signal asked to stop before it."""
@@ -127,7 +116,12 @@ class Trainer:
     ) -> bool:
         compiled = False
         for call in feed.calls(self._plan, int(progress.state.step)):
-            progress.seconds += self._advance(progress, call, next(feeds)) * compiled
+            item = next(feeds)
+            if self._watch is not None and self._plan.is_diagnosed(call.step):
+                row = self._watch(progress.state, call.step, item)
+                self._folder.append_metrics(row)
+                board.write(row)
+            progress.seconds += self._advance(progress, call, item) * compiled
             compiled = True
             step = call.step + call.count
             epoch = self._plan.epoch_of_step(call.step)
@@ -147,13 +141,7 @@ class Trainer:
         """Run one compiled call; its seconds."""
         start = time.monotonic()
         progress.state, progress.totals, health = self._call(
-            progress.state,
-            progress.totals,
-            item.images,
-            item.labels,
-            item.indices,
-            np.int32(call.count),
-            self._key,
+            progress.state, progress.totals, call, item
         )
         if not bool(health.is_finite()):
             self._fail(progress, call, item)
@@ -244,11 +232,11 @@ class Trainer:
             self._experiment.preprocessing,
             jax.device_get(progress.state),
             Batch(*item.examples_of(step - call.step)),
-            self._key,
+            _key(self._experiment, AUGMENT),
             total_steps=self._plan.total_steps,
         )
         kept = self._checkpoints.latest_step()
-        raise diagnose.NonFiniteError(
+        message = (
             f"the loss or gradient of step {step + 1} (epoch {self._plan.epoch_of_step(step)}) is "
             f"not finite: {where}. The step was not applied; "
             + (
@@ -258,6 +246,8 @@ class Trainer:
             )
             + diagnose.ADVICE
         )
+        self._folder.write("failure.json", {"step": step, "message": message})
+        raise diagnose.NonFiniteError(message)
 
 
 class Stop:
@@ -282,6 +272,40 @@ class Stop:
     def _ask(self, number: int, _: FrameType | None) -> None:
         self.asked = True
         signal.signal(number, self._before[signal.Signals(number)])
+
+
+def make_call(experiment: Experiment) -> Callable[..., tuple[TrainState, Metrics, Health]]:
+    """Compile the training steps of an experiment, for all devices.
+
+    Args:
+      experiment: what is trained.
+
+    Returns:
+      (state, totals, call, feed) -> (state, totals, health), see `step.make_train_call`; the
+      memory of the first two is taken over.
+    """
+    plan, key = experiment.plan, _key(experiment, AUGMENT)
+    step = make_train_step(
+        experiment.model,
+        experiment.optimizer,
+        experiment.preprocessing,
+        total_steps=plan.total_steps,
+        label_smoothing=experiment.label_smoothing,
+        ema_decay=experiment.ema_decay,
+        axis_name=devices.AXIS,
+    )
+    axis = feed.axis(experiment.dataset.train)
+    run = devices.parallel(
+        make_train_call(step, steps_per_call=plan.steps_per_call),
+        in_axes=(None, None, axis, axis, 0, None, None),
+        donate=(0, 1),
+    )
+
+    def advance(state: TrainState, totals: Metrics, call: feed.Call, item: feed.Feed) -> Any:
+        count = np.int32(call.count)
+        return run(state, totals, item.images, item.labels, item.indices, count, key)
+
+    return advance
 
 
 def make_terminal(experiment: Experiment) -> Terminal:

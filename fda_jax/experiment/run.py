@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from fda_jax import data
-from fda_jax.experiment import setup, stages
+from fda_jax.experiment import budget, setup, stages
 from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.inherit import Predecessor, check_stages
-from fda_jax.experiment.logs import duration
+from fda_jax.experiment.logs import Terminal, duration
 from fda_jax.experiment.loop import Evaluator, Stop, Trainer, best_row, make_terminal, start
 from fda_jax.experiment.setup import Experiment
 from fda_jax.training import devices
@@ -59,11 +59,13 @@ def _train_run(
         if not folder.has_checkpoint():
             predecessor.check(experiment)
     folder.claim(config)
+    terminal = make_terminal(experiment)
     finished = folder.read("result.json")
     if finished is not None:
-        make_terminal(experiment).line(f"{folder.path} is finished already: {_summary(finished)}")
+        terminal.line(f"{folder.path} is finished already: {_summary(finished)}")
         return finished
-    folder.write("environment.json", environment())
+    _announce(terminal, config)
+    folder.write("environment.json", environment(folder.read("environment.json")))
     checkpoints = Checkpoints(folder.checkpoints)
     try:
         with _listening(stop) as asked:
@@ -73,9 +75,9 @@ def _train_run(
     if not done:
         return None
     devices.wait_for_all("the metrics are written")
-    result = _result(config, folder)
+    result = _result(config, folder, experiment)
     folder.write("result.json", result)
-    make_terminal(experiment).line(_summary(result))
+    terminal.line(_summary(result))
     return result
 
 
@@ -93,7 +95,8 @@ def _train_stages(
     if finished is not None:
         terminal.line(f"{folder.path} is finished already: {_summary(finished)}")
         return finished
-    folder.write("environment.json", environment())
+    _announce(terminal, config)
+    folder.write("environment.json", environment(folder.read("environment.json")))
     results = []
     with _listening(stop) as asked:
         for part, experiment, place in zip(parts, experiments, places, strict=True):
@@ -195,6 +198,12 @@ def evaluate(config: Mapping[str, Any] | None, workdir: str | Path) -> dict[str,
     return answers
 
 
+def _announce(terminal: Terminal, config: Mapping[str, Any]) -> None:
+    mark = budget.mark(config["train"])
+    if mark:
+        terminal.line(f"a part of the recipe alone: {mark}")
+
+
 def _listening(stop: Stop | None) -> AbstractContextManager[Stop]:
     return Stop() if stop is None else nullcontext(stop)
 
@@ -203,7 +212,7 @@ def _folder(workdir: str | Path) -> RunFolder:
     return RunFolder(Path(workdir), is_writer=jax.process_index() == 0)
 
 
-def _result(config: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
+def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment) -> dict[str, Any]:
     rows = folder.metrics()
     last_train = [row for row in rows if row["split"] == "train"][-1]
     last_test = [row for row in rows if row["split"] == "test"][-1]
@@ -219,6 +228,7 @@ def _result(config: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
         "last_test_loss": last_test["loss"],
         "best_test_accuracy": best["accuracy"],
         "best_epoch": best["epoch"],
+        "test_examples": experiment.plan.num_test,
         "epochs": last_train["epoch"],
         "steps": last_train["step"],
         "seconds": last_train["seconds"],
@@ -231,8 +241,9 @@ def _result(config: Mapping[str, Any], folder: RunFolder) -> dict[str, Any]:
 
 
 def _summary(result: Mapping[str, Any]) -> str:
+    mark = budget.mark(result["config"]["train"])
     return (
         f"test accuracy {result['last_test_accuracy']:.2%} after epoch {result['epochs']}, "
         f"best {result['best_test_accuracy']:.2%} at epoch {result['best_epoch']}; "
-        f"{duration(result['seconds'])} of training"
+        f"{duration(result['seconds'])} of training" + (f" ({mark})" if mark else "")
     )

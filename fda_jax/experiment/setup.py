@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from fda_jax import data, models
+from fda_jax.experiment import budget
 from fda_jax.layers import Method, lookup, make_method
 from fda_jax.training import devices
 from fda_jax.training.flips import Signs, make_signs
@@ -20,11 +21,22 @@ from fda_jax.training.plan import Plan, choose, require
 from fda_jax.training.step import Preprocessing
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-GROUPS = ("model", "method", "data", "augment", "train", "optimizer", "eval", "checkpoint")
+GROUPS = (
+    "model",
+    "method",
+    "data",
+    "augment",
+    "train",
+    "optimizer",
+    "eval",
+    "checkpoint",
+    "diagnostics",
+)
 
 PLAN_KEYS = {
     "train": (
         "epochs",
+        "budget",
         "batch_size",
         "steps_per_call",
         "label_smoothing",
@@ -33,6 +45,7 @@ PLAN_KEYS = {
     ),
     "eval": ("batch_size", "every_epochs", "flips"),
     "checkpoint": ("every_epochs",),
+    "diagnostics": ("every_steps", "probes"),
 }
 
 
@@ -55,6 +68,8 @@ class Experiment:
       label_smoothing: of the training loss.
       ema_decay: of the moving averages; 0 for none.
       signs: reads the signs of the binary weights, see `flips.make_signs`; None where nobody asks.
+      probes: of the gradient's direction in each step that is looked at, see
+        `diagnostics.make_probe`.
     """
 
     seed: int
@@ -67,14 +82,21 @@ class Experiment:
     label_smoothing: float
     ema_decay: float
     signs: Callable[[Mapping[str, Any]], Signs | None] | None
+    probes: int
 
 
-def build(config: Mapping[str, Any], *, dataset: data.Dataset | None = None) -> Experiment:
+def build(
+    config: Mapping[str, Any],
+    *,
+    dataset: data.Dataset | None = None,
+    method: Method | None = None,
+) -> Experiment:
     """Build every object of a run, or refuse the configuration.
 
     Args:
       config: nested mapping with the groups of configs/base.py.
       dataset: the configuration's own where it is loaded already.
+      method: one that no row of `layers.METHODS` makes, in place of the configuration's.
 
     Returns:
       An `Experiment`.
@@ -95,7 +117,10 @@ def build(config: Mapping[str, Any], *, dataset: data.Dataset | None = None) -> 
             f"the configuration has the stages {', '.join(config['stages'])}, which are an "
             "experiment each: build those that stages.split returns"
         )
-    method = _make_method(**config["method"])
+    for group, keys in PLAN_KEYS.items():
+        _check_keys(group, config[group], keys)
+    method = _make_method(**config["method"]) if method is None else method
+    config = budget.scaled(config)
     dataset = load_data(config) if dataset is None else dataset
     plan = _make_plan(dataset, config)
     model = _spread("model", _make_model, config["model"], dataset=dataset, method=method)
@@ -107,6 +132,8 @@ def build(config: Mapping[str, Any], *, dataset: data.Dataset | None = None) -> 
     ema_decay = float(config["train"]["ema_decay"])
     for key, value in (("label_smoothing", label_smoothing), ("ema_decay", ema_decay)):
         require(0 <= value < 1, f"train.{key}", value, "must lie in [0, 1)")
+    probes = config["diagnostics"]["probes"]
+    require(probes >= 0, "diagnostics.probes", probes, "must not be negative; 0 probes nothing")
     return Experiment(
         seed=config["seed"],
         dataset=dataset,
@@ -118,6 +145,7 @@ def build(config: Mapping[str, Any], *, dataset: data.Dataset | None = None) -> 
         label_smoothing=label_smoothing,
         ema_decay=ema_decay,
         signs=make_signs(model, dataset.image_shape_hwc) if config["eval"]["flips"] else None,
+        probes=probes,
     )
 
 
@@ -138,8 +166,6 @@ def load_data(config: Mapping[str, Any]) -> data.Dataset:
 
 
 def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
-    for group, keys in PLAN_KEYS.items():
-        _check_keys(group, config[group], keys)
     train = config["train"]
     return Plan(
         epochs=train["epochs"],
@@ -151,6 +177,7 @@ def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
         eval_batch_size=config["eval"]["batch_size"],
         eval_every_epochs=config["eval"]["every_epochs"],
         checkpoint_every_epochs=config["checkpoint"]["every_epochs"],
+        diagnose_every_steps=config["diagnostics"]["every_steps"],
     )
 
 
@@ -204,6 +231,7 @@ def _make_optimizer(
     weight_decay: float,
     decay_groups: Sequence[str],
     clip_norm: float,
+    clip_value: float,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     rate = make_schedule(
         schedule=schedule,
@@ -221,6 +249,7 @@ def _make_optimizer(
         weight_decay=weight_decay,
         decay_groups=decay_groups,
         clip_norm=clip_norm,
+        clip_value=clip_value,
         latent_rule=method.latent_rule,
         total_steps=plan.total_steps,
     )

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fda_jax.experiment import budget
 from fda_jax.experiment.setup import GROUPS, ConfigError
 
 # What the stages share out or set themselves.
 _RESERVED = {
     "train.epochs": "epochs_share is the stage's part of the run's",
+    "train.budget": "it is the whole run's",
     "train.init_from": "a stage starts from the one before, and the first from the run's",
     "method.name": "stages are of one method; two methods are two runs, see train.init_from",
 }
@@ -18,7 +20,8 @@ def split(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The configurations of a run's stages, each that of an ordinary run.
 
     A stage trains for its share of the run's epochs, rounded, at least one; the last stage takes
-    the rest. A staged run so costs as many epochs as any other of the same configuration.
+    the rest. A staged run so costs as many epochs as any other of the same configuration. Its
+    stages share what the run's budget leaves, and have a budget of 1 themselves.
 
     Args:
       config: nested mapping with the groups of configs/base.py.
@@ -33,11 +36,12 @@ def split(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise ConfigError("the configuration lacks the group stages: see configs/base.py")
     stages = config["stages"]
     names = _names(stages)
-    lengths = _epochs(stages, config["train"]["epochs"]) if names else []
+    lengths = _epochs(stages, budget.scaled(config)["train"]["epochs"]) if names else []
     parts = []
     for i in range(len(names)):
         overrides = {key: value for key, value in stages[names[i]].items() if key != "epochs_share"}
         part = _override({group: config[group] for group in GROUPS}, overrides, names[i])
+        part = budget.scaled(part)
         start = names[i - 1] if i else _from_inside(config["train"]["init_from"])
         part["train"] = {**part["train"], "epochs": lengths[i], "init_from": start}
         parts.append({"seed": config["seed"], **part, "stages": {}})
@@ -66,7 +70,8 @@ def _epochs(stages: Mapping[str, Any], epochs: int) -> list[int]:
     if epochs < len(names):
         raise ConfigError(
             f"train.epochs is {epochs}, but each of the {len(names)} stages needs one: set "
-            f"--config.train.epochs to {len(names)} or more"
+            f"--config.train.epochs to {len(names)} or more, or raise --config.train.budget if "
+            "that is what leaves so few"
         )
     shares = [_share(stages[name], name) for name in names[:-1]]
     if sum(shares) >= 1:

@@ -1,4 +1,4 @@
-"""Sweeps: many runs that answer one question, one after another in one process."""
+"""Sweeps: many runs that answer one question, one after another or side by side."""
 
 import dataclasses
 import difflib
@@ -10,7 +10,7 @@ import operator
 import re
 import traceback
 from ast import literal_eval
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -19,11 +19,12 @@ from typing import Any
 import jax
 
 from fda_jax import data
-from fda_jax.experiment import USER_ERRORS, run, stages
+from fda_jax.experiment import USER_ERRORS, run, side_by_side, stages
 from fda_jax.experiment.folder import FREE_KEYS, RunFolder, WorkdirError, differences, leaves
 from fda_jax.experiment.logs import Terminal
 from fda_jax.experiment.loop import Stop
 from fda_jax.experiment.setup import ConfigError
+from fda_jax.experiment.side_by_side import Job
 from fda_jax.layers import lookup
 from fda_jax.training import devices
 
@@ -47,6 +48,11 @@ class Sweep:
       overrides: values by dotted key, of every run.
       runs: values by dotted key of each run, by its name.
       configs: the whole configuration of each run, by its name; its seed is set when it starts.
+      baselines: the run that a run is compared with, by its name.
+      source: of the published values, e.g. "FDA-BNN, Table 2"; "" where there are none.
+      paper: published test accuracy of a run in %, by its name.
+      axis: what a figure has on its horizontal axis; "" for no such figure.
+      points: (line, place on the axis, name of a run) of that figure.
     """
 
     name: str
@@ -54,6 +60,11 @@ class Sweep:
     overrides: Mapping[str, Any]
     runs: Mapping[str, Mapping[str, Any]]
     configs: Mapping[str, Mapping[str, Any]]
+    baselines: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    source: str = ""
+    paper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    axis: str = ""
+    points: Sequence[tuple[str, float, str]] = ()
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -64,7 +75,10 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     ConfigDict, as `get_config` of every configuration, or the name FILE[:METHOD] of a
     configuration. runs is a list of overrides, {dotted key: value}, or a mapping from names to
     them. The key "method" takes another row with its knobs and stages. A list's runs are named
-    by their overrides.
+    by their overrides. What the report shows beside the results are constants of the file, all
+    optional: BASELINE (the run that all others are compared with, or {run: its baseline}), PAPER
+    ({run: published test accuracy in %}) with SOURCE (where they stand), and POINTS (a list of
+    (line, number, run)) with AXIS (what the numbers are) for a figure.
 
     Args:
       path: of the file.
@@ -74,8 +88,8 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
       A `Sweep`.
 
     Raises:
-      ConfigError: the file is none, or a run's name, key or value cannot be; the message names
-        the run.
+      ConfigError: the file is none, a run's name, key or value cannot be (the message names the
+        run), or a constant names no run.
     """
     path = Path(path)
     module = _import(path)
@@ -90,7 +104,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         with _naming(name):
             configs[name] = _configure(base, shared, own)
     question = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
-    return Sweep(path.stem, question, shared, named, configs)
+    return Sweep(path.stem, question, shared, named, configs, **_constants(module, named))
 
 
 def train(
@@ -100,6 +114,7 @@ def train(
     seeds: int = 1,
     shard: str = "0/1",
     only: Sequence[str] = (),
+    environments: Sequence[Mapping[str, str]] = (),
 ) -> dict[str, str]:
     """Train every run of a sweep in its own folder WORKDIR/NAME/seedK, or go on with the rest.
 
@@ -113,6 +128,8 @@ def train(
       shard: "I/N" takes every N-th run from the I-th on, I counting from 0, so that N processes
         share a sweep.
       only: names of runs; empty for all.
+      environments: of processes that train runs side by side, see `side_by_side.pins`; empty to
+        train one after another in this process, each run on all devices.
 
     Returns:
       Why each failed run failed, by name; empty also where SIGTERM stopped the sweep.
@@ -123,24 +140,33 @@ def train(
     """
     jobs = _jobs(sweep, seeds, shard, only)
     _check(sweep)
-    _claim(sweep, Path(workdir))
+    _claim(sweep, Path(workdir), seeds)
+    runs = []
+    for name, seed in jobs:
+        folder = f"{name}/seed{seed}"
+        runs.append(Job(folder, {**sweep.configs[name], "seed": seed}, Path(workdir, folder)))
     terminal = Terminal(0, is_writer=jax.process_index() == 0)
-    failures: dict[str, str] = {}
     with Stop() as stop:
-        for number, (name, seed) in enumerate(jobs, start=1):
-            if devices.any_process(stop.asked):
-                break
-            folder = f"{name}/seed{seed}"
-            terminal.line(f"run {number}/{len(jobs)}: {folder}")
-            try:
-                run.train({**sweep.configs[name], "seed": seed}, Path(workdir, folder), stop=stop)
-            except Exception as error:  # a run's fault must not cost a night of others
-                if not isinstance(error, USER_ERRORS):
-                    traceback.print_exc()
-                failures[folder] = f"{type(error).__name__}: {error}"
-                terminal.line(f"run {folder} failed: {failures[folder]}")
-            # What a finished run compiled is of no use to the next one.
-            jax.clear_caches()
+        if environments:
+            return side_by_side.train(runs, environments, stop=stop, say=terminal.line)
+        return _one_after_another(runs, stop, terminal)
+
+
+def _one_after_another(runs: Sequence[Job], stop: Stop, terminal: Terminal) -> dict[str, str]:
+    failures: dict[str, str] = {}
+    for number, job in enumerate(runs, start=1):
+        if devices.any_process(stop.asked):
+            break
+        terminal.line(f"run {number}/{len(runs)}: {job.name}")
+        try:
+            run.train(job.config, job.workdir, stop=stop)
+        except Exception as error:  # a run's fault must not cost a night of others
+            if not isinstance(error, USER_ERRORS):
+                traceback.print_exc()
+            failures[job.name] = f"{type(error).__name__}: {error}"
+            terminal.line(f"run {job.name} failed: {failures[job.name]}")
+        # What a finished run compiled is of no use to the next one.
+        jax.clear_caches()
     return failures
 
 
@@ -159,6 +185,37 @@ def _import(path: Path) -> ModuleType:
             "a function get_sweep()"
         )
     return module
+
+
+def _constants(module: ModuleType, runs: Mapping[str, Any]) -> dict[str, Any]:
+    """The optional constants of a sweep file as fields of a `Sweep`."""
+    found = vars(module)
+    baseline = found.get("BASELINE", {})
+    paper, points = found.get("PAPER", {}), found.get("POINTS", ())
+    if isinstance(baseline, str):
+        _check_names("BASELINE", [baseline], runs)
+        baseline = {name: baseline for name in runs if name != baseline}
+    _check_names("BASELINE", [*baseline, *baseline.values()], runs)
+    _check_names("PAPER", paper, runs)
+    _check_names("POINTS", [name for _, _, name in points], runs)
+    for values, words in (("PAPER", "SOURCE"), ("POINTS", "AXIS")):
+        if bool(found.get(values)) != bool(found.get(words)):
+            raise ConfigError(f"the sweep file has {values} or {words}, but needs both or neither")
+    return {
+        "baselines": baseline,
+        "source": found.get("SOURCE", ""),
+        "paper": paper,
+        "axis": found.get("AXIS", ""),
+        "points": points,
+    }
+
+
+def _check_names(constant: str, names: Iterable[str], runs: Mapping[str, Any]) -> None:
+    try:
+        for name in names:
+            lookup(runs, name, "run")
+    except ValueError as error:
+        raise ConfigError(f"in {constant} of the sweep file: {error}") from error
 
 
 def _named(runs: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
@@ -274,7 +331,7 @@ def _check(sweep: Sweep) -> None:
             run.build_stages(stages.split(config) or [config], loaded)
 
 
-def _claim(sweep: Sweep, workdir: Path) -> None:
+def _claim(sweep: Sweep, workdir: Path, seeds: int) -> None:
     """Make the folder this sweep's, or refuse it."""
     folder = RunFolder(workdir, is_writer=jax.process_index() == 0)
     folder.make()
@@ -288,21 +345,33 @@ def _claim(sweep: Sweep, workdir: Path) -> None:
     if recorded is not None:
         _compare(workdir, recorded, {"sweep": sweep.name, "overrides": overrides, "runs": runs})
         runs = recorded["runs"] | runs
+        seeds = max(seeds, recorded.get("seeds", 1))
     wanted = {
         "sweep": sweep.name,
         "question": sweep.question,
         "overrides": overrides,
         "runs": runs,
+        "seeds": seeds,
+        "baselines": dict(sweep.baselines),
+        "source": sweep.source,
+        "paper": dict(sweep.paper),
+        "axis": sweep.axis,
+        "points": [list(point) for point in sweep.points],
     }
     if wanted != recorded:
         folder.write("sweep.json", wanted)
 
 
 def _compare(workdir: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    # A sweep may grow by runs, such as those of a new method.
+    # A sweep may grow by runs, such as those of a new method, and by seeds; and what the report
+    # says beside the results may be put in other words.
     both = recorded["runs"].keys() & wanted["runs"].keys()
     before, now = (
-        {**record, "runs": {name: record["runs"][name] for name in both}, "question": ""}
+        {
+            "sweep": record["sweep"],
+            "overrides": record["overrides"],
+            "runs": {name: record["runs"][name] for name in both},
+        }
         for record in (recorded, wanted)
     )
     different = differences(before, now)

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from fda_jax.experiment import stages
+from fda_jax.experiment import budget, environment, stages
 from fda_jax.experiment.folder import FREE_KEYS, RunFolder, WorkdirError, read_metrics
 
 COLUMNS = (
@@ -27,7 +28,7 @@ COLUMNS = (
 # Columns of numbers, set flush right.
 _NUMBERS = {2, 3, 4, 5, 6, 7}
 # Settings that the heading or another column shows already.
-_SHOWN_ELSEWHERE = ("method.name", "model.name", "data.name", "train.epochs")
+_SHOWN_ELSEWHERE = ("method.name", "model.name", "data.name", "train.epochs", "train.budget")
 _UNKNOWN = "-"
 LEGEND = (
     "Last is the test accuracy after the last epoch. Best is the highest of all epochs; it is "
@@ -46,7 +47,9 @@ class Run:
       method: method.name of the configuration.
       seed: of everything random.
       settings: the configuration as text, flat; without the seed and what changes no result.
-      planned_epochs: of the configuration.
+      budget: share of the recipe's epochs that the run is meant to train, in (0, 1].
+      mark: how its outputs are marked, see `budget.mark`; "" where the budget is 1.
+      planned_epochs: what the budget leaves of the configuration's.
       epochs: finished so far.
       is_finished: whether there is a result.
       last_accuracy: on the test set after the last evaluated epoch, in [0, 1].
@@ -54,9 +57,11 @@ class Run:
       best_epoch: the first with that accuracy.
       train_loss: mean over the last epoch.
       images_per_second: of training.
+      seconds: of training without compilation; known of a finished run.
       seconds_per_step: of training; known of a finished run.
+      test_examples: that the accuracies are of; known of a finished run.
       device: kind, and how many if more than one.
-      revision: of the code.
+      revision: of the code; several, joined by " then ", where a run went on at another.
       command: that started it, without the places of a machine.
       accuracy_curve: (epoch, test accuracy in [0, 1]) pairs.
       loss_curve: (epoch, mean training loss) pairs.
@@ -69,6 +74,8 @@ class Run:
     method: str
     seed: int
     settings: Mapping[str, str]
+    budget: float
+    mark: str
     planned_epochs: int
     epochs: int
     is_finished: bool
@@ -77,6 +84,8 @@ class Run:
     best_epoch: int | None
     train_loss: float | None
     images_per_second: float | None
+    seconds: float | None
+    test_examples: int | None
     seconds_per_step: float | None
     device: str | None
     revision: str | None
@@ -101,17 +110,24 @@ class Configuration:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one network on one dataset: the only ones whose accuracies can be compared.
+    """Runs of one network, dataset and budget: the only ones whose accuracies can be compared.
 
     Attributes:
       dataset: its name.
       network: its name.
+      mark: of the budget, see `Run`.
       configurations: in the order of their runs' names.
     """
 
     dataset: str
     network: str
+    mark: str
     configurations: Sequence[Configuration]
+
+    @property
+    def title(self) -> str:
+        """What stands above its table and its picture."""
+        return title(self.network, self.dataset, self.mark)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -132,21 +148,43 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Sort runs into one group for each (dataset, network), and into configurations inside it.
+    """Sort runs into one group for each dataset, network and budget, and into configurations in it.
 
     Args:
       runs: any.
 
     Returns:
-      The groups by name of dataset and network; every run is in exactly one of them.
+      The groups by name of dataset, network and budget; every run is in exactly one of them.
     """
-    parts: dict[tuple[str, str], list[Run]] = {}
+    parts: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        parts.setdefault((run.dataset, run.network), []).append(run)
-    return [
-        Group(dataset, network, _configurations(members))
-        for (dataset, network), members in sorted(parts.items())
-    ]
+        parts.setdefault((run.dataset, run.network, run.mark), []).append(run)
+    return [Group(*key, _configurations(members)) for key, members in sorted(parts.items())]
+
+
+def check_revisions(runs: Iterable[Run]) -> None:
+    """Refuse runs of different code for one table.
+
+    Raises:
+      WorkdirError: they were not all made at one revision; names a run of each.
+    """
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        found.setdefault(run.revision or "unknown", []).append(run.name)
+    if len(found) > 1:
+        words = [
+            f"{revision} ({names[0]}" + (f" and {len(names) - 1} more)" if names[1:] else ")")
+            for revision, names in sorted(found.items())
+        ]
+        raise WorkdirError(
+            f"the runs were made at several revisions of the code: {', '.join(words)}. Train them "
+            "at one, or say --mixed-revisions to have them in one table that names each run's"
+        )
+
+
+def title(network: str, dataset: str, mark: str) -> str:
+    """What stands above a table or a picture of runs."""
+    return f"{network} on {dataset}" + (f", {mark}" if mark else "")
 
 
 def markdown(groups: Iterable[Group]) -> str:
@@ -161,7 +199,7 @@ def markdown(groups: Iterable[Group]) -> str:
     parts = ["# Runs", LEGEND]
     for group in groups:
         parts += [
-            f"## {group.network} on {group.dataset}",
+            f"## {group.title}",
             table(COLUMNS, [row for part in group.configurations for row in _rows(part)], _NUMBERS),
             "Made by:",
             _commands(group),
@@ -213,6 +251,8 @@ def _read_run(path: Path, name: str) -> Run:
         )
     surroundings = _read(path, "environment.json") or {}
     try:
+        # Runs that are older than budgets are whole ones.
+        config = {**config, "train": {"budget": budget.WHOLE, **config["train"]}}
         rows, epochs_before = _metrics(path, config)
         reached = _reached(rows, _read(path, "result.json"), epochs_before)
         return Run(name=name, **_wanted(config), **reached, **_made_with(surroundings))
@@ -235,13 +275,16 @@ def _read(path: Path, name: str) -> Any:
 
 def _wanted(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a Run that its configuration gives."""
+    train = config["train"]
     return {
         "dataset": config["data"]["name"],
         "network": config["model"]["name"],
         "method": config["method"]["name"],
         "seed": config["seed"],
         "settings": dict(_settings(config)),
-        "planned_epochs": config["train"]["epochs"],
+        "budget": train["budget"],
+        "mark": budget.mark(train),
+        "planned_epochs": budget.epochs_of(train),
     }
 
 
@@ -278,6 +321,8 @@ def _reached(
         "train_loss": last["loss"],
         "images_per_second": outcome["images_per_second"],
         # A run of a single call has no time without compilation, and says 0.
+        "seconds": result and (result["seconds"] or None),
+        "test_examples": result and result.get("test_examples"),
         "seconds_per_step": result and (result["seconds"] / result["steps"] or None),
         "accuracy_curve": accuracies,
         "loss_curve": [(row["epoch"], row["loss"]) for row in trains],
@@ -323,8 +368,8 @@ def _device(surroundings: Mapping[str, Any]) -> str | None:
 
 
 def _revision(surroundings: Mapping[str, Any]) -> str | None:
-    revision = surroundings.get("revision")
-    return revision and revision[:8] + ("+changes" if surroundings.get("dirty") else "")
+    known = [name for name in environment.revisions(surroundings) if name]
+    return " then ".join(known) or None
 
 
 def _command(surroundings: Mapping[str, Any]) -> str | None:
@@ -336,8 +381,8 @@ def _command(surroundings: Mapping[str, Any]) -> str | None:
 
 def _portable(word: str) -> str:
     """A word of a command, an absolute path in it cut to its name: it means nothing elsewhere."""
-    flag, equals, value = word.rpartition("=")
-    return flag + equals + (PurePath(value).name if PurePath(value).is_absolute() else value)
+    found = re.fullmatch(r"([^/]*=)?(/.*)", word)
+    return (found[1] or "") + PurePath(found[2]).name if found else word
 
 
 def _configurations(runs: Sequence[Run]) -> list[Configuration]:
@@ -428,7 +473,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collect
       The lines of the table.
     """
     cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    # The rule of a column needs a dash beside its colon.
+    widths = [max(2, *(len(row[i]) for row in cells)) for i in range(len(header))]
     lines = [
         [cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(pairs)]
         for pairs in (list(zip(row, widths, strict=True)) for row in cells)

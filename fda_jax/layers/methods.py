@@ -95,13 +95,23 @@ def takes_noise(reading: str) -> Callable[[Row], Row]:
             noise_shortcut: str = "sine",
             noise_shortcut_slope: float = 0.1,
             noise_reduction: int = 64,
+            noise_schedule: str = "cosine",
+            noise_weight_axis: str = "filter",
+            noise_activation_axis: str = "channels",
             **knobs: Any,
         ) -> Method:
             method = row(**knobs)
             if noise == "none":
                 return method
             module = Noise(
-                noise_scale, noise_shortcut, noise_shortcut_slope, noise_reduction, noise
+                scale=noise_scale,
+                shortcut=noise_shortcut,
+                shortcut_slope=noise_shortcut_slope,
+                reduction=noise_reduction,
+                reading=noise,
+                schedule=noise_schedule,
+                weight_axis=noise_weight_axis,
+                activation_axis=noise_activation_axis,
             )
             if not (
                 isinstance(method.weight, Quantizer) and isinstance(method.activation, Quantizer)

@@ -13,6 +13,8 @@ SCALES = ("none", "layer", "filter", "power_of_two", "learned")
 # A frozen, hashable function of an operand and the progress.
 Transform = Callable[[jax.Array, jax.Array | float], jax.Array]
 NOISE_READINGS = ("forward", "backward")
+WEIGHT_AXES = ("filter", "channels")
+ACTIVATION_AXES = ("channels", "pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +29,11 @@ class Noise:
       reading: "forward" adds alpha e(t) to the sign in the forward pass (Eq. 14, Figure 2a);
         "backward" leaves the forward pass the pure sign (Algorithm 1, line 3), and only the
         gradients of Eqs. 15-17 see the module.
+      schedule: of alpha, one of `ops.NOISE_SCHEDULES`.
+      weight_axis: what a vector t of weights is, which the paper leaves open: a flattened "filter",
+        or the input "channels" at one position of a filter.
+      activation_axis: what a vector t of activations is: the "channels" of a pixel, or the "pixels"
+        of a channel.
 
     Raises:
       ValueError: an attribute out of its range.
@@ -37,10 +44,16 @@ class Noise:
     shortcut_slope: float = 0.1
     reduction: int = 64
     reading: str = "forward"
+    schedule: str = "cosine"
+    weight_axis: str = "filter"
+    activation_axis: str = "channels"
 
     def __post_init__(self) -> None:
         _check_choice("noise reading", self.reading, NOISE_READINGS)
         _check_choice("noise shortcut", self.shortcut, ops.SHORTCUTS)
+        _check_choice("noise schedule", self.schedule, ops.NOISE_SCHEDULES)
+        _check_choice("noise axis of the weights", self.weight_axis, WEIGHT_AXES)
+        _check_choice("noise axis of the activations", self.activation_axis, ACTIVATION_AXES)
         if self.reduction < 1:
             raise ValueError(f"noise reduction is {self.reduction}: use a whole number >= 1")
         if not self.scale >= 0:
@@ -104,13 +117,15 @@ class NoiseAdaptation(nn.Module):
             self.noise.shortcut,
             self.noise.shortcut_slope,
         )
-        return ops.noise_scale(progress, self.noise.scale).astype(t.dtype) * estimate
+        alpha = ops.noise_scale(progress, self.noise.scale, self.noise.schedule)
+        return alpha.astype(t.dtype) * estimate
 
 
 class ActivationQuantizer(nn.Module):
     """Binary activations: sign forward, the estimator's slope backward, noise in training.
 
-    Forward: sign(a) + alpha e(a), e over the channels of a pixel; sign(a) when not training.
+    Forward: sign(a) + alpha e(a), e over the channels of a pixel or the pixels of a channel;
+      sign(a) when not training.
 
     Attributes:
       quantizer: how; None leaves the activations as they are.
@@ -120,7 +135,7 @@ class ActivationQuantizer(nn.Module):
 
     @nn.compact
     def __call__(self, a: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
-        """Quantize a (..., channels); same shape and dtype."""
+        """Quantize a (batch, ..., channels); same shape and dtype."""
         if self.quantizer is None:
             return a
         if train:
@@ -130,14 +145,20 @@ class ActivationQuantizer(nn.Module):
         noise = self.quantizer.noise
         if noise is None or not train:
             return binary
-        return _add(binary, NoiseAdaptation(noise, name="noise")(a, progress), noise)
+        module = NoiseAdaptation(noise, name="noise")
+        if noise.activation_axis == "channels":
+            return _add(binary, module(a, progress), noise)
+        images = jnp.swapaxes(a.reshape(len(a), -1, a.shape[-1]), 1, 2)
+        estimate = jnp.swapaxes(module(images, progress), 1, 2)
+        return _add(binary, estimate.reshape(a.shape), noise)
 
 
 class WeightQuantizer(nn.Module):
     """Binary weights: scale * sign(w) forward, the estimator's slope backward, noise in training.
 
-    Forward: scale (sign(w) + alpha e(w)), e over each flattened filter; scale sign(w) when not
-    training, which is exactly two-valued per layer ("none", "layer") or per filter ("filter").
+    Forward: scale (sign(w) + alpha e(w)), e over each flattened filter or over the input channels
+    at each of its positions; scale sign(w) when not training, which is exactly two-valued per layer
+    ("none", "layer") or per filter ("filter").
 
     Attributes:
       quantizer: how; None leaves the weights as they are.
@@ -160,9 +181,10 @@ class WeightQuantizer(nn.Module):
         binary = ops.binarize(w, quantizer.estimator, progress)
         noise = quantizer.noise
         if noise is not None and train:
-            filters = w.reshape(-1, w.shape[-1]).T
-            estimate = NoiseAdaptation(noise, name="noise")(filters, progress)
-            binary = _add(binary, estimate.T.reshape(w.shape), noise)
+            flat = w.reshape(-1, w.shape[-1]) if noise.weight_axis == "filter" else w
+            module = NoiseAdaptation(noise, name="noise")
+            estimate = jnp.swapaxes(module(jnp.swapaxes(flat, -1, -2), progress), -1, -2)
+            binary = _add(binary, estimate.reshape(w.shape), noise)
         if quantizer.scale == "learned":
             return binary * self.param("scale", lambda _: weight_scale(w, "filter"))
         scale = weight_scale(w, quantizer.scale)

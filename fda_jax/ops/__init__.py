@@ -23,7 +23,14 @@ from fda_jax.ops.fourier import (
 )
 from fda_jax.ops.latent import Bop, ClipLatents, LatentRule, StepFromQuantized
 from fda_jax.ops.levels import HalfWaveGaussian, Ternary, UniformActivation, uniform_weights
-from fda_jax.ops.noise import SHORTCUTS, hidden_width, noise, noise_scale, shortcut
+from fda_jax.ops.noise import (
+    NOISE_SCHEDULES,
+    SHORTCUTS,
+    hidden_width,
+    noise,
+    noise_scale,
+    shortcut,
+)
 from fda_jax.ops.normalization import batch_norm
 from fda_jax.ops.periodic import DISTRIBUTIONS, Periodic, quantization_error, sine_moments
 from fda_jax.ops.proximal import (
@@ -44,6 +51,7 @@ __all__ = [
     "DSQ",
     "EDE",
     "ESTIMATORS",
+    "NOISE_SCHEDULES",
     "PROXIMAL_METHODS",
     "SHORTCUTS",
     "ApproxSign",

@@ -9,6 +9,7 @@ from fda_jax.ops.native import PERCEPTRON, PERCEPTRON_GRADIENT, choose
 from fda_jax.ops.trigonometry import sine
 
 SHORTCUTS = ("none", "linear", "sine")
+NOISE_SCHEDULES = ("cosine", "linear", "constant")
 
 
 def shortcut(t: jax.Array, kind: str, slope: float) -> jax.Array:
@@ -119,18 +120,35 @@ def hidden_width(features: int, reduction: int) -> int:
     return max(1, features // reduction if features >= reduction else features // 4)
 
 
-def noise_scale(progress: jax.Array | float, start: float) -> jax.Array:
-    """Strength alpha of the noise module: half a cosine from `start` to exactly 0.
+def noise_scale(progress: jax.Array | float, start: float, schedule: str = "cosine") -> jax.Array:
+    """Strength alpha of the noise module, from `start` to exactly 0.
 
-    Forward: start (1 + cos(pi progress)) / 2
-    Source:  [FDA Eq. 14] asks for a decrease to 0; the shape is BiBench's.
+    Forward: start (1 + cos(pi progress)) / 2 ("cosine"), start (1 - progress) ("linear") or start
+      until progress 1 ("constant")
+    Source:  [FDA Eq. 14] asks for a decrease to 0 and leaves its shape open; the cosine is
+      BiBench's, the constant shows what the decrease is worth.
 
     Args:
       progress: finished share of training, scalar in [0, 1]; may be traced.
       start: alpha at progress 0; 0.1 by default in the methods.
+      schedule: one of `NOISE_SCHEDULES`.
 
     Returns:
       float32 scalar.
+
+    Raises:
+      ValueError: an unknown schedule.
     """
     progress = jnp.asarray(progress, jnp.float32)
-    return jnp.where(progress >= 1.0, 0.0, 0.5 * start * (1.0 + jnp.cos(math.pi * progress)))
+    match schedule:
+        case "cosine":
+            alpha = 0.5 * start * (1.0 + jnp.cos(math.pi * progress))
+        case "linear":
+            alpha = start * (1.0 - progress)
+        case "constant":
+            alpha = jnp.full_like(progress, start)
+        case _:
+            raise ValueError(
+                f"noise schedule is {schedule!r}: use one of {', '.join(NOISE_SCHEDULES)}"
+            )
+    return jnp.where(progress >= 1.0, 0.0, alpha)

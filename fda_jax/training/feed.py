@@ -103,9 +103,15 @@ class Feeder:
 
 
 def calls(plan: Plan, step: int) -> Iterator[Call]:
-    """The calls from `step` to the end of the run; none reaches over the end of an epoch."""
+    """The calls from `step` to the end of the run.
+
+    None reaches over the end of an epoch, and a step that is looked at is the first of its call.
+    """
     while step < plan.total_steps:
         end = plan.end_of_epoch(plan.epoch_of_step(step))
+        every = plan.diagnose_every_steps
+        if every:
+            end = min(end, (step // every + 1) * every)
         count = min(plan.steps_per_call, end - step)
         yield Call(step, count)
         step += count

@@ -29,13 +29,32 @@ class Signs:
         return int(np.bitwise_count(self.bits ^ earlier.bits).sum()) / int(self.count)
 
 
+def effective_weights(
+    model: nn.Module, variables: Mapping[str, Any], image_shape_hwc: tuple[int, ...]
+) -> Mapping[str, Any]:
+    """The weights that inference multiplies with: where a method normalises or wraps the latent
+    weights, these have other signs.
+
+    Args:
+      model: network.
+      variables: its "params" and "batch_stats".
+      image_shape_hwc: height, width and channels of one image.
+
+    Returns:
+      Nested mapping from the layers' names to {"kernel": (weights,)}.
+    """
+    # The weights do not depend on the image, so nothing is convolved in a compiled function.
+    image = jnp.zeros((1, *image_shape_hwc), jnp.float32)
+    _, sown = model.apply(variables, image, train=False, mutable=["effective_weights"])
+    return sown["effective_weights"]
+
+
 def make_signs(
     model: nn.Module, image_shape_hwc: tuple[int, ...]
 ) -> Callable[[Mapping[str, Any]], Signs | None]:
     """Make the function that reads the signs of a network's binary weights.
 
-    They are the signs of the effective weights, those that inference multiplies with: where a
-    method normalises or wraps the latent weights, theirs are others.
+    They are the signs of the effective weights, those that inference multiplies with.
 
     Args:
       model: network.
@@ -47,10 +66,8 @@ def make_signs(
 
     @jax.jit
     def pack(variables: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-        # The weights do not depend on the image, so nothing is convolved in the compiled function.
-        image = jnp.zeros((1, *image_shape_hwc), jnp.float32)
-        _, sown = model.apply(variables, image, train=False, mutable=["effective_weights"])
-        positive = jnp.concatenate([jnp.ravel(kernel) > 0 for kernel in jax.tree.leaves(sown)])
+        kernels = jax.tree.leaves(effective_weights(model, variables, image_shape_hwc))
+        positive = jnp.concatenate([jnp.ravel(kernel) > 0 for kernel in kernels])
         return jnp.packbits(positive), jnp.int32(positive.size)
 
     def signs(variables: Mapping[str, Any]) -> Signs | None:

@@ -81,6 +81,7 @@ def make_optimizer(
     weight_decay: float,
     decay_groups: Sequence[str],
     clip_norm: float,
+    clip_value: float = 0.0,
     latent_rule: ops.LatentRule | None = None,
     total_steps: int = 1,
 ) -> optax.GradientTransformation:
@@ -97,6 +98,8 @@ def make_optimizer(
       weight_decay: L2 coefficient, >= 0.
       decay_groups: groups of parameters that decay, of `models.summary.GROUPS`.
       clip_norm: largest global norm of the gradient, or 0 for no clipping.
+      clip_value: largest magnitude of an element of the gradient, applied before `clip_norm`; 0 for
+        no clipping. FDA-BNN's Eq. 2 has 1 for binary weights.
       latent_rule: what becomes of its step on latent weights; None takes it as it is.
       total_steps: length of the run, by which a latent rule knows the progress.
 
@@ -111,6 +114,7 @@ def make_optimizer(
         choose("optimizer.decay_groups", group, GROUPS)
     require(weight_decay >= 0, "optimizer.weight_decay", weight_decay, "must not be negative")
     require(clip_norm >= 0, "optimizer.clip_norm", clip_norm, "must not be negative")
+    require(clip_value >= 0, "optimizer.clip_value", clip_value, "must not be negative")
     require(0 <= momentum < 1, "optimizer.momentum", momentum, "must lie in [0, 1)")
 
     def decays(params: optax.Params) -> optax.Params:
@@ -118,14 +122,15 @@ def make_optimizer(
         return jax.tree.map(lambda group: group in decay_groups, labels)
 
     decay = optax.add_decayed_weights(weight_decay, mask=decays)
-    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    limits = [optax.clip(clip_value)] if clip_value else []
+    limits += [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
     if name == "sgd":
         trace = optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity()
-        parts = (clip, decay, trace)
+        parts = (*limits, decay, trace)
     elif name == "adam":
-        parts = (clip, decay, optax.scale_by_adam())
+        parts = (*limits, decay, optax.scale_by_adam())
     else:
-        parts = (clip, optax.scale_by_adam(), decay)
+        parts = (*limits, optax.scale_by_adam(), decay)
     optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
     return optimizer if latent_rule is None else _with_latents(optimizer, latent_rule, total_steps)
 

@@ -22,6 +22,8 @@ class Plan:
       eval_batch_size: examples an evaluation step, over all devices.
       eval_every_epochs: evaluations are this many epochs apart.
       checkpoint_every_epochs: checkpoints are at most this many epochs apart.
+      diagnose_every_steps: steps that are looked at are this many apart, the first step is one of
+        them; 0 for none.
     """
 
     epochs: int
@@ -33,6 +35,7 @@ class Plan:
     eval_batch_size: int
     eval_every_epochs: int
     checkpoint_every_epochs: int
+    diagnose_every_steps: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -55,6 +58,8 @@ class Plan:
             ("checkpoint.every_epochs", self.checkpoint_every_epochs),
         ):
             require(value >= 1, name, value, "must be at least 1")
+        every = self.diagnose_every_steps
+        require(every >= 0, "diagnostics.every_steps", every, "must not be negative; 0 is off")
 
     @property
     def total_steps(self) -> int:
@@ -73,6 +78,10 @@ class Plan:
     def epoch_of_step(self, step: int) -> int:
         """Epoch (1, 2, ...) that the step after `step` finished steps belongs to."""
         return step * self.batch_size // self.num_train + 1
+
+    def is_diagnosed(self, step: int) -> bool:
+        """Whether the step after `step` finished steps is looked at."""
+        return self.diagnose_every_steps > 0 and step % self.diagnose_every_steps == 0
 
     def steps_of(self, epochs: float) -> int:
         """A length in epochs as a whole number of steps."""

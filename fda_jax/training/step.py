@@ -1,7 +1,7 @@
 """One training step and one evaluation step, pure: the same under jit, vmap and pmap."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import flax.linen as nn
@@ -75,6 +75,60 @@ class Preprocessing:
 TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics, Health]]
 
 
+def stream_positions(step: jax.Array, size: int, axis_name: str | None) -> jax.Array:
+    """Positions in the training stream of the `size` examples that this device sees in a step.
+
+    They seed an example's augmentation, so that it does not depend on the number of devices.
+
+    Args:
+      step: int32 scalar, number of finished steps.
+      size: examples of the step on one device.
+      axis_name: mapped axis of several devices, or None.
+
+    Returns:
+      int32 (size,).
+    """
+    device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    return (step * devices + device) * size + jnp.arange(size)
+
+
+def make_loss(
+    model: nn.Module,
+    *,
+    total_steps: int,
+    label_smoothing: float,
+    collections: Sequence[str] = ("batch_stats", "penalties"),
+) -> Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array, Mapping[str, Any]]]]:
+    """Make the training loss of one device.
+
+    Args:
+      model: network.
+      total_steps: length of the run: progress is step / total_steps.
+      label_smoothing: see `losses.cross_entropy`.
+      collections: that the network may change.
+
+    Returns:
+      (params, state, images, labels) -> (loss, (logits, losses, updates)): the mean loss of
+      normalised images plus the penalties that the method's quantizers sow, and the changed
+      collections. Of the state it reads step and statistics, not the parameters.
+    """
+
+    def loss_fn(params: Any, state: TrainState, images: jax.Array, labels: jax.Array) -> tuple:
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            progress=state.step / total_steps,
+            mutable=list(collections),
+        )
+        losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        penalty = sum(jax.tree.leaves(updates.get("penalties", {})), jnp.float32(0))
+        return jnp.mean(losses) + penalty, (logits, losses, updates)
+
+    return loss_fn
+
+
 def loss_and_gradient(
     model: nn.Module,
     preprocessing: Preprocessing,
@@ -83,32 +137,42 @@ def loss_and_gradient(
     label_smoothing: float,
     axis_name: str | None,
 ) -> Callable[..., Any]:
-    """Make the function (state, batch, key) -> ((loss, (logits, losses, batch_stats)), gradient).
+    """Make the function (state, batch, key) -> ((loss, (logits, losses, updates)), gradient).
 
-    The gradient is of this device's mean loss plus the penalties that the method's quantizers
-    sow; the progress that the network sees is state.step / total_steps.
+    The gradient is of this device's loss, see `make_loss`.
     """
+    loss = make_loss(model, total_steps=total_steps, label_smoothing=label_smoothing)
 
     def loss_fn(params: Any, state: TrainState, batch: Batch, key: jax.Array) -> tuple:
-        size = len(batch.labels)
-        device = 0 if axis_name is None else jax.lax.axis_index(axis_name)
-        devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-        # The position in the stream seeds an example's augmentation, so that it does not depend
-        # on the number of devices.
-        positions = (state.step * devices + device) * size + jnp.arange(size)
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            preprocessing.train(batch.images, key, positions),
-            train=True,
-            progress=state.step / total_steps,
-            mutable=["batch_stats", "penalties"],
-        )
-        losses = cross_entropy(logits, batch.labels, label_smoothing=label_smoothing)
-        penalty = sum(jax.tree.leaves(updates.get("penalties", {})), jnp.float32(0))
-        return jnp.mean(losses) + penalty, (logits, losses, updates.get("batch_stats", {}))
+        positions = stream_positions(state.step, len(batch.labels), axis_name)
+        return loss(params, state, preprocessing.train(batch.images, key, positions), batch.labels)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     return lambda state, batch, key: gradient(state.params, state, batch, key)
+
+
+def make_update(
+    optimizer: optax.GradientTransformation, *, ema_decay: float
+) -> Callable[[TrainState, Any, Any], TrainState]:
+    """Make the function (state, gradient, batch_stats) -> the state after the optimizer's step.
+
+    Args:
+      optimizer: optax transform.
+      ema_decay: see `make_train_step`.
+    """
+
+    def update(state: TrainState, grads: Any, batch_stats: Any) -> TrainState:
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = cast(Mapping[str, Any], optax.apply_updates(state.params, updates))
+        return TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay),
+        )
+
+    return update
 
 
 def make_train_step(
@@ -143,21 +207,15 @@ def make_train_step(
         axis_name=axis_name,
     )
 
+    update = make_update(optimizer, ema_decay=ema_decay)
+
     def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple:
-        (loss, (logits, losses, batch_stats)), grads = gradient_of(state, batch, key)
+        (loss, (logits, losses, changed)), grads = gradient_of(state, batch, key)
         metrics = Metrics.of_batch(losses, logits, batch.labels)
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
             metrics = jax.lax.psum(metrics, axis_name)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = cast(Mapping[str, Any], optax.apply_updates(state.params, updates))
-        new = TrainState(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=opt_state,
-            ema=_average(state.ema, {"params": params, "batch_stats": batch_stats}, ema_decay),
-        )
+        new = update(state, grads, changed.get("batch_stats", {}))
         return new, metrics, Health(loss, optax.global_norm(grads))
 
     return train_step

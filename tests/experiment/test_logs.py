@@ -72,3 +72,10 @@ def test_tensorboard_gets_every_number_under_its_split(tmp_path):
     board.write({"split": "test", "step": 5, "epoch": 1, "loss": 0.5, "accuracy": 0.75})
     board.close()
     assert read_scalars(tmp_path) == {("test/loss", 5): 0.5, ("test/accuracy", 5): 0.75}
+
+
+def test_tensorboard_gets_the_numbers_of_a_group_under_its_name(tmp_path):
+    board = TensorBoard(tmp_path, step=0)
+    board.write({"split": "diagnostics", "step": 5, "flips": {"block1/conv1": 0.25}})
+    board.close()
+    assert read_scalars(tmp_path) == {("diagnostics/flips/block1/conv1", 5): 0.25}

@@ -29,6 +29,8 @@ def nothing_is_compiled(monkeypatch):
     ("changes", "words"),
     [
         ({"train.epochs": 0}, ["train.epochs is 0", "at least 1"]),
+        ({"train.budget": 0.0}, ["train.budget is 0.0", "(0, 1]", "--config.train.budget"]),
+        ({"train.budget": 1.5}, ["train.budget is 1.5", "(0, 1]"]),
         ({"train.batch_size": 30}, ["train.batch_size is 30", "4 devices", "28 or 32"]),
         ({"train.batch_size": 2000}, ["train.batch_size is 2000", "1442 training examples"]),
         ({"eval.batch_size": 1}, ["eval.batch_size is 1", "use 4"]),
@@ -51,6 +53,8 @@ def nothing_is_compiled(monkeypatch):
         ({"optimizer.name": "sdg"}, ["'sdg'", "sgd, adam, adamw"]),
         ({"optimizer.schedule": "cosin"}, ["'cosin'", "cosine"]),
         ({"optimizer.warmup_epochs": 5.0}, ["warmup_epochs", "shorter"]),
+        ({"diagnostics.every_steps": -1}, ["diagnostics.every_steps is -1", "0 is off"]),
+        ({"diagnostics.probes": -1}, ["diagnostics.probes is -1", "0 probes nothing"]),
     ],
 )
 def test_a_value_that_cannot_run_is_named_with_its_limit(tmp_path, changes, words):
@@ -72,6 +76,7 @@ def test_a_value_that_cannot_run_is_named_with_its_limit(tmp_path, changes, word
         ("train", "steps"),
         ("eval", "size"),
         ("checkpoint", "keep"),
+        ("diagnostics", "every_epochs"),
     ],
 )
 def test_an_unknown_key_of_any_group_is_refused_by_name(tmp_path, group, key):

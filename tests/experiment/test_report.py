@@ -4,12 +4,22 @@ import re
 import statistics
 import struct
 
+import numpy as np
 import pytest
+import scipy.integrate
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fda_jax import report
-from fda_jax.experiment import comparison, figures, tables
+from fda_jax.experiment import (
+    comparison,
+    comparison_table,
+    environment,
+    pairs,
+    paper_figures,
+    sweep_figures,
+    tables,
+)
 
 ACCURACIES = (0.25, 0.75, 0.5)  # of three epochs: the best is not the last
 LOSSES = (2.0, 1.5, 1.25)
@@ -29,6 +39,9 @@ def make_run(
     flips=(),
     seconds=3.0,
     device="cpu",
+    budget=1.0,
+    revision=REVISION,
+    test_examples=10_000,
     **knobs,
 ):
     """A run folder, written by hand as training writes it."""
@@ -38,13 +51,13 @@ def make_run(
         "model": {"name": network, "dtype": "float32"},
         "method": {"name": method, "window": 1.0, **knobs},
         "data": {"name": "cifar10", "dir": f"somewhere/{path.name}", "num_threads": 8},
-        "train": {"epochs": epochs, "batch_size": 128},
+        "train": {"epochs": epochs, "budget": budget, "batch_size": 128},
     }
     environment = {
         "command": ["/there/train.py", "--config=configs/c.py:fda", f"--workdir={path}"],
         "device": device,
         "devices": 1,
-        "revision": REVISION,
+        "revision": revision,
         "dirty": dirty,
     }
     rows = []
@@ -64,6 +77,7 @@ def make_run(
             "last_test_accuracy": accuracies[-1],
             "best_test_accuracy": max(accuracies),
             "best_epoch": accuracies.index(max(accuracies)) + 1,
+            "test_examples": test_examples,
             "epochs": len(accuracies),
             "images_per_second": 1234.0,
             "seconds": seconds,
@@ -311,13 +325,22 @@ def make_sweep(path, runs, **record):
     return path
 
 
+def markdown(folder):
+    return comparison_table.markdown(comparison.read(folder))
+
+
 def compared(folder):
-    """Heading -> name of a run -> its row, in order."""
-    text = comparison.markdown(comparison.read(folder))
-    return {
-        heading: {row[0]: dict(zip(comparison.COLUMNS, row, strict=True)) for row in rows}
-        for heading, rows in sections(text, comparison.COLUMNS).items()
-    }
+    """Heading -> name of a run -> its row by column, in order."""
+    found = {}
+    for part in markdown(folder).split("\n## ")[1:]:
+        heading, *lines = part.splitlines()
+        header, _, *rows = [
+            [cell.strip() for cell in line.strip("|").split(" | ")]
+            for line in lines
+            if line.startswith("| ")
+        ]
+        found[heading] = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    return found
 
 
 def test_a_sweep_is_one_table_with_the_most_accurate_run_first(tmp_path):
@@ -332,30 +355,30 @@ def test_a_sweep_is_one_table_with_the_most_accurate_run_first(tmp_path):
     ((heading, rows),) = compared(folder).items()
     assert heading == "resnet20 on cifar10"
     assert list(rows) == ["a", "ste", "b", "c"]
-    assert list(rows["b"].values()) == [
-        "b",
-        "30.00",
-        "30.00",
-        "1.2500",
-        "12.500",
-        "1.50",
-        "3/3",
-        "1",
-    ]
-    assert list(rows["ste"].values())[1:] == ["40.00", "50.00", "1.2500", "-", "1.00", "3/3", "1"]
-    assert list(rows["a"].values())[1:] == [
-        "60.00",
-        "60.00",
-        "1.5000",
-        "-",
-        "-",
-        "2/3, unfinished",
-        "1",
-    ]
-    assert list(rows["c"].values())[1:] == ["-"] * 5 + ["0/3, unfinished", "1"]
-    text = comparison.markdown(comparison.read(folder))
+    assert rows["b"] == {
+        "run": "b",
+        "n": "1",
+        "last test accuracy (%)": "30.00",
+        "best test accuracy (%)": "30.00",
+        "last - ste (points, 95 % interval)": "-10.00",
+        "last train loss": "1.2500",
+        "flips in the last epoch (%)": "12.500",
+        "time a step (ste = 1)": "1.50",
+        "images/s": "1,234",
+        "time a run": "6s",
+        "epochs": "3/3",
+    }
+    assert list(rows["ste"].values())[2:8] == ["40.00", "50.00", "-", "1.2500", "-", "1.00"]
+    assert list(rows["a"].values())[2:8] == ["60.00", "60.00", "-", "1.5000", "-", "-"]
+    assert rows["a"]["epochs"] == "2/3, unfinished"
+    assert list(rows["c"].values())[2:] == ["-"] * 8 + ["0/3, unfinished"]
+    text = markdown(folder)
     assert text.startswith("# Which?\n")
-    assert "Not started: z." in text
+    missing = "3 of 5 runs: c/seed0 (0 of 3 epochs), a/seed0 (2 of 3 epochs), z/seed0."
+    assert f"**Missing:** {missing}" in text
+    # The standard errors of 30 % and 60 % of 10,000.
+    assert "the 10,000 test images alone leave a standard error of 0.46 to 0.49 points" in text
+    assert "FDA-BNN" not in text
     # One command made them all.
     assert text.count("python train.py --config=configs/c.py:fda --workdir=seed0") == 1
 
@@ -367,7 +390,7 @@ def test_a_sweep_shows_means_over_finished_seeds(tmp_path):
     ((row,),) = [rows.values() for rows in compared(make_sweep(tmp_path / "w", runs)).values()]
     assert row["last test accuracy (%)"] == "30.00 ± 14.14"
     assert row["flips in the last epoch (%)"] == "30.000"
-    assert row["seeds"] == "2 (1 unfinished left out)"
+    assert row["n"] == "2 (1 unfinished left out)"
 
 
 def test_times_are_compared_on_one_kind_of_device_and_with_the_reference_of_default_knobs(tmp_path):
@@ -387,6 +410,161 @@ def test_times_are_compared_on_one_kind_of_device_and_with_the_reference_of_defa
         "other": "-",
         "untimed": "-",
     }
+
+
+def test_differences_are_those_of_seeds_in_pairs_with_students_interval(tmp_path):
+    ours, theirs = [0.60, 0.64, 0.62, 0.9], [0.50, 0.60, 0.55]
+    runs = {
+        "ours": [{"accuracies": (0.1, value)} for value in ours],
+        "theirs": [{"accuracies": (0.1, value)} for value in theirs],
+    }
+    record = {"baselines": {"ours": "theirs"}, "seeds": 4, "paper": {"ours": 86.2}}
+    folder = make_sweep(tmp_path / "w", runs, **record, source="Table 9")
+    ((rows),) = compared(folder).values()
+    differences = [100 * (a - b) for a, b in zip(ours, theirs, strict=False)]
+    middle = statistics.mean(differences)
+    half = 4.302652729 * statistics.stdev(differences) / 3**0.5  # Student's 0.975 quantile, 2 of 3
+    column = "last - theirs (points, 95 % interval)"
+    assert (
+        rows["ours"][column] == f"{middle:+.2f} [{middle - half:+.2f}, {middle + half:+.2f}], n = 3"
+    )
+    assert rows["theirs"][column] == "-"
+    assert [row["Table 9 (%)"] for row in rows.values()] == ["86.20", "-"]
+    assert "**Missing:** 1 of 8 runs: theirs/seed3." in markdown(folder)
+    assert "standard error" not in markdown(folder)
+    few = pairs.paired_difference({0: 0.75}, {0: 0.5, 1: 0.0})
+    assert few == pairs.Difference(0.25, None, 1)
+    assert pairs.paired_difference({0: 0.75}, {1: 0.5}) is None
+
+
+def test_each_run_can_have_a_baseline_of_its_own(tmp_path):
+    runs = {
+        "a": [{"seconds": 1.0}],
+        "a2": [{"seconds": 2.0, "accuracies": (0.6,)}],
+        "b": [{"seconds": 3.0}],
+        "b2": [{"seconds": 9.0, "accuracies": (0.9,)}],
+    }
+    folder = make_sweep(tmp_path / "w", runs, baselines={"a2": "a", "b2": "b"})
+    (rows,) = compared(folder).values()
+    differences = {
+        name: row["last - baseline (points, 95 % interval)"] for name, row in rows.items()
+    }
+    assert differences == {"b2": "+40.00", "a2": "+10.00", "a": "-", "b": "-"}
+    assert (
+        rows["b2"]["time a step (baseline = 1)"] == "9.00"
+    )  # three times, in a third of the steps
+    assert "a2 with a, b2 with b" in markdown(folder)
+
+
+def test_a_budget_is_marked_in_every_title(tmp_path):
+    run = {"epochs": 150, "budget": 0.02}
+    folder = make_sweep(tmp_path / "w", {"a": [run], "b": [run]})
+    mark = "budget 0.02: 3 of 150 epochs"
+    assert list(compared(folder)) == [f"resnet20 on cifar10, {mark}"]
+    assert markdown(folder).startswith(f"# Which? ({mark})\n")
+    assert report.main([str(folder)]) == 0
+    assert f"<!-- resnet20 on cifar10, {mark} -->" in (folder / "little.svg").read_text()
+    assert list(sections(render(folder))) == [f"resnet20 on cifar10, {mark}"]
+
+
+def of_another_budget(folder):
+    make_run(folder / "b" / "seed0", epochs=6, budget=0.5)
+    return "several budgets, 0.5 (b/seed0), 1 (a/seed0)"
+
+
+def of_another_revision(folder):
+    make_run(folder / "b" / "seed0", revision="ffff" + REVISION)
+    return "several revisions of the code: 01234567 (a/seed0), ffff0123 (b/seed0)"
+
+
+def of_changed_code(folder):
+    make_run(folder / "b" / "seed0", dirty=True)
+    return "01234567 (a/seed0), 01234567+changes (b/seed0)"
+
+
+def of_another_network(folder):
+    make_run(folder / "a" / "seed1", seed=1, network="vgg_small")
+    return "a/seed0 and a/seed1 in "
+
+
+@pytest.mark.parametrize(
+    "add", [of_another_budget, of_another_revision, of_changed_code, of_another_network]
+)
+def test_what_does_not_belong_into_one_table_is_refused(tmp_path, capsys, add):
+    folder = make_sweep(tmp_path / "w", {"a": [{}], "b": []})
+    words = add(folder)
+    assert report.main([str(folder)]) == 1
+    assert words in capsys.readouterr().err
+    assert not (folder / "report.md").exists()
+
+
+def test_revisions_may_be_mixed_where_each_is_named(tmp_path, capsys):
+    folder = make_sweep(tmp_path / "w", {"a": [{}], "b": [{"revision": "ffff" + REVISION}]})
+    assert report.main([str(folder), "--mixed-revisions"]) == 0
+    assert re.search(r"\| revision +\|", capsys.readouterr().out)
+    assert report.main([str(folder / "a"), str(folder / "b")]) == 1
+    assert "--mixed-revisions" in capsys.readouterr().err
+    assert report.main([str(folder / "a"), str(folder / "b"), "--mixed-revisions"]) == 0
+
+
+def test_a_run_that_went_on_at_another_revision_is_of_both(tmp_path):
+    folder = make_run(tmp_path / "a")
+    path = folder / "environment.json"
+    before = json.loads(path.read_text())
+    now = environment.environment(before)
+    assert now["earlier_revisions"] == ["01234567"]
+    path.write_text(json.dumps({**before, "revision": "f" * 40, "earlier_revisions": ["01234567"]}))
+    assert only_row(folder)["revision"] == "01234567 then ffffffff"
+
+
+def test_a_sweep_with_an_axis_gets_a_figure_against_it(tmp_path, capsys):
+    runs = {f"n={n}": [{"accuracies": (0.1, 0.1 * n + s)} for s in (0, 0.01)] for n in (1, 2, 3)}
+    points = [["one", n, f"n={n}"] for n in (1, 2, 3)] + [["two", 2, "n=2"], ["two", 4, "n=4"]]
+    folder = make_sweep(tmp_path / "w", {**runs, "n=4": []}, axis="terms", points=points)
+    assert report.main([str(folder)]) == 0
+    written = (folder / "report.md").read_text(encoding="utf-8")
+    assert written.index("(little_points.png)") < written.index("(little.png)")
+    drawn = (folder / "little_points.svg").read_text()
+    for words in ("terms", "one", "two", "milliseconds a step", "resnet20 on cifar10"):
+        assert f"<!-- {words} -->" in drawn
+
+
+def test_figure_1_is_drawn_by_its_own_flag(tmp_path, capsys):
+    assert report.main(["--figure1", str(tmp_path / "new")]) == 0
+    assert str(tmp_path / "new" / "figure1.png") in capsys.readouterr().out
+    drawn = (tmp_path / "new" / "figure1.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in paper_figures.surrogates())
+    for words in ([], [str(tmp_path), "--figure1", str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            report.main(words)
+
+
+def test_spectra_of_figure_1_are_the_integrals_of_the_published_functions():
+    k = np.arange(1, paper_figures.HARMONICS + 1, 2)
+    published = {
+        "Sign": lambda t: 1.0,
+        "Sine module, N = 10": lambda t: sum(
+            4 / np.pi * np.sin((2 * i + 1) * 0.1 * t) / (2 * i + 1) for i in range(10)
+        ),
+        "tanh of DSQ": lambda t: np.tanh(np.log(9) / 2 * min(t, 1.0)) / 0.8,
+        "SignSwish of BNN+": lambda t: (
+            2 / (1 + np.exp(-5 * t)) * (1 + 5 * t * (1 - 1 / (1 + np.exp(-5 * t)))) - 1
+        ),
+    }
+    ours = {name: paper_figures.spectrum(f) for name, f in paper_figures.surrogates().items()}
+    assert list(ours) == list(published)
+    sign = 4 / (np.pi * k)
+    np.testing.assert_allclose(ours["Sign"], sign, rtol=5e-5)
+    np.testing.assert_allclose(ours["Sine module, N = 10"], np.where(k < 20, sign, 0), atol=2e-6)
+    for name in ("tanh of DSQ", "SignSwish of BNN+"):
+        for place in (1, 9, 19, 51):
+            edge = 1.0 if name == "tanh of DSQ" else 4.0  # what lies beyond is the sign
+            inside, _ = scipy.integrate.quad(
+                lambda t, f=published[name], w=0.1 * place: f(t) * np.sin(w * t), 0, edge, limit=200
+            )
+            beyond = (np.cos(0.1 * place * edge) - np.cos(place * np.pi / 2)) / (0.1 * place)
+            expected = 0.4 / np.pi * (inside + beyond)
+            assert ours[name][(place - 1) // 2] == pytest.approx(expected, abs=2e-5), (name, place)
 
 
 def test_networks_of_a_sweep_never_share_a_table(tmp_path):
@@ -413,7 +591,8 @@ def test_the_command_line_reports_a_sweep_with_a_picture_of_1200_pixels(tmp_path
     assert "(little.png)" in written
     assert size_px(folder / "little.png")[0] == 1200
     # Letters are shapes in an SVG; their names stay beside them as comments.
-    assert all(f"<!-- {name} -->" in (folder / "little.svg").read_text() for name in runs)
+    drawn = (folder / "little.svg").read_text()
+    assert all(f"<!-- {name} -->" in drawn for name in runs)
     assert not (folder / "curves.png").exists()
 
 
@@ -433,7 +612,7 @@ def test_a_sweep_without_a_run_is_named_with_a_remedy(tmp_path, capsys):
 @given(st.lists(st.floats(-0.5, 1.5), min_size=1, max_size=11).map(sorted))
 def test_names_beside_lines_keep_apart_and_stay_inside(heights):
     gap = 0.1
-    places = figures._apart(heights, gap)
+    places = sweep_figures._apart(heights, gap)
     assert all(after - before >= gap - 1e-9 for before, after in itertools.pairwise(places))
     assert min(places) >= -1e-9
     assert max(places) <= 1 + 1e-9

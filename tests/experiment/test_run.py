@@ -6,12 +6,13 @@ import os
 import shutil
 import signal
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 from fda_jax import experiment, models
-from fda_jax.experiment import loop, setup
+from fda_jax.experiment import diagnose, findings, loop, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import small_config
@@ -151,6 +152,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     assert "the checkpoint of step 5 is kept" in message
     assert "--config.optimizer.learning_rate" in message
     assert experiment.evaluate(config, tmp_path / "run")["last"]["step"] == 5
+    (run,) = findings.read(tmp_path / "run")
+    assert findings.examine(run)[0].seen == message
 
 
 def test_a_bad_checkpoint_folder_is_reported_and_nothing_is_lost(whole, tmp_path):
@@ -169,3 +172,34 @@ def test_the_learning_rate_and_progress_are_logged(whole):
     trained = [row for row in rows(whole[0]) if row["split"] == "train"]
     assert trained[-1]["progress"] == pytest.approx(0.9)
     assert trained[-1]["learning_rate"] == pytest.approx(0.01 * (1 + math.cos(0.9 * math.pi)))
+
+
+def test_a_run_that_is_looked_at_ends_as_one_that_is_not(whole, tmp_path, monkeypatch):
+    """And compiles each of its two functions once; what was seen stands between the epochs."""
+    traced = []
+
+    def counted(make):
+        def made(*args, **kwargs):
+            function = make(*args, **kwargs)
+            return lambda *arrays: traced.append(make) or function(*arrays)
+
+        return made
+
+    for name in ("make_diagnosis", "make_probe"):
+        monkeypatch.setattr(diagnose, name, counted(getattr(diagnose, name)))
+    changes = {"diagnostics.every_steps": 4, "diagnostics.probes": 2}
+    folder = tmp_path / "run"
+    experiment.train(small_config(**changes), folder)
+    assert len(traced) == len(set(traced)) == 2
+    chex.assert_trees_all_equal(arrays(folder), arrays(whole[0]))
+    looks = [row for row in rows(folder) if row["split"] == "diagnostics"]
+    assert [row for row in rows(folder) if row not in looks] == rows(whole[0])
+    assert [(row["step"], row["epoch"]) for row in looks] == [(1, 1), (5, 1), (9, 2)]
+    for look in looks:
+        assert 0 < look["gradient_norm"] < 100
+        assert -1 <= look["cosine"] <= 1
+        for name in ("flips", "at_rest", "no_gradient", "outside_window", "dead_channels"):
+            assert len(look[name]) == 4
+            assert all(0 <= share <= 1 for share in look[name].values())
+    # What the first step of all starts from is the same for both.
+    assert looks[0]["loss"] == pytest.approx(2.4, abs=0.5)

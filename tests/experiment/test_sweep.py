@@ -19,10 +19,11 @@ from tests.conftest import REPOSITORY
 from tests.experiment.conftest import rows
 
 FILES = sorted((REPOSITORY / "configs" / "sweeps").glob("*.py"))
-# Two epochs of the digits in five steps each, on a network that is quickly compiled.
+# Two of four epochs of the digits in five steps each, on a network that is quickly compiled.
 SMALL = [
     "model.name=tiny",
-    "train.epochs=2",
+    "train.epochs=4",
+    "train.budget=0.5",
     "train.batch_size=320",
     "eval.batch_size=200",
     "optimizer.learning_rate=0.5",
@@ -123,6 +124,66 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path):
         sweep.read(write(tmp_path, [{}], base="'digit'"))
 
 
+def test_the_constants_of_a_file_are_what_the_report_shows_beside_the_results(tmp_path):
+    path = write(tmp_path, {"a": {}, "b": {}, "c": {}})
+    plain = path.read_text()
+    beside = "PAPER = {'a': 91.5}\nSOURCE = 'T'\nPOINTS = [('l', 1, 'a')]\nAXIS = 'n'\n"
+    path.write_text(f"{plain}\nBASELINE = 'b'\n{beside}")
+    found = sweep.read(path)
+    assert found.baselines == {"a": "b", "c": "b"}
+    assert (found.paper, found.source) == ({"a": 91.5}, "T")
+    assert (list(found.points), found.axis) == ([("l", 1, "a")], "n")
+    path.write_text(f"{plain}\nBASELINE = {{'a': 'c'}}\n")
+    assert sweep.read(path).baselines == {"a": "c"}
+    for constants, words in (
+        ("BASELINE = 'd'", "in BASELINE of the sweep file: there is no run 'd'"),
+        ("BASELINE = {'d': 'a'}", "no run 'd'"),
+        ("SOURCE = 'T'\nPAPER = {'aa': 1.0}", "in PAPER.*did you mean 'a'"),
+        ("AXIS = 'n'\nPOINTS = [('l', 1, 'd')]", "in POINTS"),
+        ("PAPER = {'a': 1.0}", "PAPER or SOURCE, but needs both or neither"),
+        ("AXIS = 'n'", "POINTS or AXIS, but needs both or neither"),
+    ):
+        path.write_text(f"{plain}\n{constants}\n")
+        with pytest.raises(ConfigError, match=words):
+            sweep.read(path)
+
+
+# As printed in FDA-BNN's Tables 1 to 4, of ResNet-20's plain form and of VGG-Small.
+PUBLISHED = {
+    "table1_resnet20": [92.10, 84.44, 85.23, 85.78, 84.34, 84.11, 85.40, 86.20],
+    "table1_vgg_small": [94.10, 90.20, 89.90, 89.80, 91.31, 91.72, 90.40, 92.54],
+    "table2": [84.44, 84.44, 85.83, 86.20],
+    "table3": [84.11, 84.46, 84.59, 84.87, 85.83, 86.20],
+    "table4": [85.27, 85.93, 86.20],
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_sweep_is_of_one_network_and_the_whole_recipe_and_shows_what_the_paper_prints(path):
+    asked = sweep.read(path)
+    assert {*asked.baselines, *asked.baselines.values()} <= {*asked.configs}
+    assert sorted(asked.paper.values()) == sorted(PUBLISHED.get(path.stem, []))
+    (network,) = {config["model"]["name"] for config in asked.configs.values()}
+    if path.stem == "methods":
+        return
+    assert network == ("vgg_small" if path.stem.endswith("vgg_small") else "resnet20")
+    recipes = [{**config["train"], **config["optimizer"]} for config in asked.configs.values()]
+    for recipe in recipes:
+        assert (recipe["epochs"], recipe["budget"], recipe["batch_size"]) == (400, 1.0, 128)
+        assert (recipe["learning_rate"], recipe["weight_decay"]) == (0.1, 1e-4)
+
+
+def test_the_settings_of_figure_4_are_those_of_the_paper():
+    folder = REPOSITORY / "configs" / "sweeps"
+    four, three = (sweep.read(folder / f"{name}.py") for name in ("figure4", "figure3"))
+    for line, n, name in [*four.points, *three.points]:
+        method = {**four.configs, **three.configs}[name]["method"]
+        first = {"setting 1": n, "setting 2": 1, "setting 3": 9}[line]
+        assert (method["num_terms_start"], method["num_terms_end"]) == (first + 1, n + 1)
+    assert {name for *_, name in four.points} == {*four.configs}
+    assert {name for *_, name in three.points} == {*three.configs}
+
+
 def test_every_run_is_trained_with_every_seed_and_shards_share_them(tmp_path, trained):
     asked = sweep.read(write(tmp_path, {"a": {}, "b": {}, "c": {}}), SMALL)
     assert sweep.train(asked, tmp_path / "w", seeds=2) == {}
@@ -204,10 +265,13 @@ def test_a_folder_keeps_to_its_sweep_which_may_grow(tmp_path, trained):
     recorded = json.loads((workdir / "sweep.json").read_text())
     assert recorded["question"] == "Which one is it?"
     assert recorded["runs"] == {"a": {}, "b": {"method.omega": 0.2}}
+    assert recorded["seeds"] == 1
+    assert recorded["overrides"]["train.budget"] == "0.5"
     trained.clear()
     for runs, overrides, file in (
         ({"b": {"method.omega": 0.3}}, [], {}),
         ({"a": {}}, ["optimizer.momentum=0.5"], {}),
+        ({"a": {}}, ["train.budget=0.25"], {}),
         ({"a": {}}, [], {"name": "other"}),
     ):
         with pytest.raises(WorkdirError, match="another sweep"):
@@ -253,8 +317,13 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_as_if_its_runs_were_trained_al
     before = files()
     assert sweep.train(asked, workdir, seeds=2) == {}
     assert files() == before
+    mark = "budget 0.5: 2 of 4 epochs"
+    assert f"({mark})" in capsys.readouterr().out
+    for name in ("config.json", "result.json"):
+        written = json.loads((workdir / "ste" / "seed0" / name).read_text())
+        assert written.get("config", written)["train"]["budget"] == 0.5
     assert report.main([str(workdir)]) == 0
-    assert "# Which is it?" in capsys.readouterr().out
+    assert f"# Which is it? ({mark})" in capsys.readouterr().out
 
 
 def test_flips_are_not_counted_where_nobody_asks(tmp_path):

@@ -188,6 +188,29 @@ def test_the_scale_multiplies_the_noise_of_weights_too() -> None:
     np.testing.assert_allclose(value, scale * (signs(w) + noise), rtol=0, atol=1e-5)
 
 
+def test_the_modules_vectors_are_what_the_axes_say() -> None:
+    """Other axes are the module on transposed operands, of its own width."""
+    rng = np.random.default_rng(5)
+    a = rng.uniform(-0.9, 0.9, (2, 3, 4, 8)).astype(np.float32)  # 12 pixels
+    w = rng.uniform(-0.9, 0.9, (3, 2, 12, 5)).astype(np.float32)  # 12 input channels
+    w1, w2 = (rng.normal(size=size).astype(np.float32) for size in ((12, 3), (3, 12)))
+    params = {"params": {"noise": {"w1": w1, "w2": w2}}}
+    settings = dataclasses.replace(NOISE, weight_axis="channels", activation_axis="pixels")
+    quantizer = Quantizer(RULE, noise=settings)
+    cases = [
+        (ActivationQuantizer(quantizer), a, lambda x: x.reshape(2, 12, 8), (0, 2, 1)),
+        (WeightQuantizer(quantizer), w, lambda x: x.reshape(6, 12, 5), (0, 2, 1)),
+    ]
+    for module, x, flat, order in cases:
+        value = module.apply(params, x, train=True, progress=PROGRESS)
+        noise = ops.noise(jnp.transpose(flat(x), order), w1, w2, "sine", 0.3)
+        expected = signs(x) + ALPHA * np.transpose(noise, order).reshape(x.shape)
+        np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5)
+        shapes = jax.eval_shape(lambda m=module, x=x: m.init(KEY, x, train=True, progress=0.0))
+        sizes = {name: leaf.shape for name, leaf in shapes["params"]["noise"].items()}
+        assert sizes == {"w1": (12, 3), "w2": (3, 12)}
+
+
 def test_a_network_set_up_for_inference_can_be_trained() -> None:
     layer, a = BinaryConv(4, method="fda"), np.ones((1, 3, 3, 8), np.float32)
     ready, training = (
@@ -248,6 +271,9 @@ def test_without_a_quantizer_operands_pass_unchanged() -> None:
     [
         (lambda: Noise(reading="sideways"), "noise reading is 'sideways': use one of forward"),
         (lambda: Noise(shortcut="cosine"), "noise shortcut is 'cosine': use one of none"),
+        (lambda: Noise(schedule="step"), "noise schedule is 'step': use one of cosine"),
+        (lambda: Noise(weight_axis="x"), "noise axis of the weights is 'x': use one of filter"),
+        (lambda: Noise(activation_axis="x"), "axis of the activations is 'x': use one of chann"),
         (lambda: Noise(reduction=0), "noise reduction is 0: use a whole number >= 1"),
         (lambda: Noise(scale=-0.1), r"noise scale is -0\.1: use a number >= 0"),
         (lambda: Noise(scale=float("nan")), "noise scale is nan: use a number >= 0"),

@@ -5,7 +5,14 @@ import jax
 import numpy as np
 import pytest
 
-from fda_jax.ops import SHORTCUTS, hidden_width, noise, noise_scale, shortcut
+from fda_jax.ops import (
+    NOISE_SCHEDULES,
+    SHORTCUTS,
+    hidden_width,
+    noise,
+    noise_scale,
+    shortcut,
+)
 
 SLOPE = 0.3
 ETA = {
@@ -109,3 +116,19 @@ def test_alpha_falls_from_its_start_to_exactly_zero() -> None:
     np.testing.assert_allclose(noise_scale(0.5, 0.7), 0.35, rtol=1e-6)
     assert noise_scale(1.0, 0.7) == 0.0
     assert jax.jit(noise_scale)(1.0, 0.7) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("cosine", 0.7), ("linear", 0.7), ("constant", 1.4)]
+)
+def test_every_schedule_of_alpha_ends_at_exactly_zero(schedule: str, middle: float) -> None:
+    assert schedule in NOISE_SCHEDULES
+    alphas = [float(noise_scale(progress, 1.4, schedule)) for progress in (0.0, 0.5, 1.0)]
+    np.testing.assert_allclose(alphas, [1.4, middle, 0.0], rtol=1e-6)
+    quarter = {"cosine": 0.7 * (1 + np.sqrt(0.5)), "linear": 1.05, "constant": 1.4}[schedule]
+    np.testing.assert_allclose(noise_scale(0.25, 1.4, schedule), quarter, rtol=1e-6)
+
+
+def test_an_unknown_schedule_is_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="schedule is 'step': use one of cosine, linear, constant"):
+        noise_scale(0.0, 0.1, "step")

@@ -1,5 +1,7 @@
 """What a compiled call reads, from memory and from a stream of decoded files."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -96,3 +98,15 @@ def test_the_examples_of_a_step_come_back_for_a_diagnosis(digits, folder):
         wanted_images, wanted_labels = read(item, 1)
         np.testing.assert_array_equal(images, wanted_images)
         np.testing.assert_array_equal(labels, wanted_labels)
+
+
+def test_a_step_that_is_looked_at_is_the_first_of_its_call():
+    plan = dataclasses.replace(PLAN, steps_per_call=4, diagnose_every_steps=2)
+    found = list(calls(plan, 0))
+    assert [(call.step, call.count) for call in found] == [(0, 2), (2, 1), (3, 1), (4, 2)]
+    assert [call.step for call in found if plan.is_diagnosed(call.step)] == [0, 2, 4]
+    resumed = list(calls(plan, 1))
+    assert [(call.step, call.count) for call in resumed] == [(1, 1), (2, 1), (3, 1), (4, 2)]
+    chunks = np.concatenate([rows[rows >= 0] for rows, _ in train_chunks(plan, 0, 0)])
+    unbroken = np.concatenate([rows[rows >= 0] for rows, _ in train_chunks(PLAN, 0, 0)])
+    np.testing.assert_array_equal(chunks, unbroken)

@@ -119,6 +119,21 @@ def test_clipping_bounds_the_global_norm_of_the_gradient():
     assert norm == pytest.approx(0.1, rel=1e-5)
 
 
+def test_values_are_clipped_one_by_one_and_before_the_norm():
+    settings = {**SGD, "clip_value": 1.0, "weight_decay": 0.0, "momentum": 0.0}
+    signs = jax.tree.map(lambda p: jnp.where(jnp.arange(p.size) % 2, 1.0, -1.0), PARAMS)
+    grads = jax.tree.map(lambda p, s: s.reshape(p.shape) * 100.0, PARAMS, signs)
+    for limits, size in (({}, 0.1), ({"clip_norm": 1.0}, 0.1 / math.sqrt(_count(PARAMS)))):
+        optimizer = make_optimizer(**{**settings, **limits})
+        updates, _ = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)
+        for update, grad in zip(jax.tree.leaves(updates), jax.tree.leaves(grads), strict=True):
+            np.testing.assert_allclose(update, -size * jnp.sign(grad), rtol=1e-5)
+
+
+def _count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -127,6 +142,7 @@ def test_clipping_bounds_the_global_norm_of_the_gradient():
         ({"weight_decay": -1.0}, "optimizer.weight_decay is -1.0"),
         ({"momentum": 1.0}, "optimizer.momentum is 1.0"),
         ({"clip_norm": -2.0}, "optimizer.clip_norm is -2.0"),
+        ({"clip_value": -2.0}, "optimizer.clip_value is -2.0"),
     ],
 )
 def test_an_optimizer_that_cannot_be_is_refused(change, word):

@@ -25,8 +25,6 @@ from tools.pages import (
 
 # A warning here makes a strict build fail.
 LOG = logging.getLogger("mkdocs.hooks")
-# Pages that the navigation has a place for before they are there.
-OPTIONAL = ("diagnostics.md", "sweeps.md")
 MARKER = re.compile(r"<!-- made by the build: (\w+) -->")
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 LONG_CODE = re.compile(r"(?<=<code>)[^<]{32,}")
@@ -40,11 +38,10 @@ MADE = {
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put methods and notebooks into the navigation, and leave out optional pages."""
+    """Put the methods and the notebooks into the navigation."""
     for function in (repository.collect, repository.sources, notebooks.read):
         function.cache_clear()  # under mkdocs serve files change
-    known = repository.sources()
-    config.nav = [kept for kept in (_existing(item, known) for item in config.nav or []) if kept]
+    config.nav = [_filled(section) for section in config.nav or []]
     return config
 
 
@@ -92,17 +89,12 @@ def on_post_build(config: MkDocsConfig) -> None:
         LOG.warning(sentence)
 
 
-def _existing(item: Any, known: Mapping[str, Path]) -> Any:
-    """An entry of the navigation without optional pages that are not there; None if empty."""
-    if isinstance(item, str):
-        return None if item in OPTIONAL and item not in known else item
-    (title, value), *_ = item.items()
+def _filled(section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A section of the navigation, with its pages that are not listed there."""
+    (title, pages), *_ = section.items()
     if title == "Methods":
-        return {title: [*value, *({name: f"methods/{name}.md"} for name in methods.NAMES)]}
+        pages = [*pages, *({name: f"methods/{name}.md"} for name in methods.NAMES)]
     if title == "Notebooks":
-        found = {name: path for name, path in sorted(known.items()) if path.suffix == ".ipynb"}
-        value = [{notebooks.title(path): name} for name, path in found.items()]
-    if isinstance(value, list):
-        kept = [part for part in (_existing(part, known) for part in value) if part]
-        return {title: kept} if kept else None
-    return item if _existing(value, known) else None
+        found = sorted(repository.sources().items())
+        pages = [{notebooks.title(path): name} for name, path in found if path.suffix == ".ipynb"]
+    return {title: pages}

@@ -1,0 +1,42 @@
+"""One run in a process of its own, for `side_by_side`: python -m fda_jax.experiment.worker.
+
+Its standard input is one line of JSON with the keys config, workdir and argv (the command that the
+run is recorded with), and stays open as long as the run is wanted.
+"""
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+
+from fda_jax.experiment import USER_ERRORS, compilation, heap, run
+
+
+def main() -> int:
+    """Train; the exit code is 1, and the last line says why, for what a user can mend."""
+    for chatty in ("jax", "absl"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    order = json.loads(sys.stdin.readline())
+    sys.argv = order["argv"]
+    threading.Thread(target=_stop_when_unwanted, daemon=True).start()
+    compilation.keep_programs()
+    heap.reuse_pages()
+    try:
+        run.train(order["config"], order["workdir"])
+    except USER_ERRORS as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return 1
+    return 0
+
+
+def _stop_when_unwanted() -> None:
+    # The descriptor itself: a thread inside sys.stdin would hold its lock when the program ends.
+    while os.read(0, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

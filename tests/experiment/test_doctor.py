@@ -1,0 +1,292 @@
+"""Each finding shows in a run that is ill in that way, and in no healthy one."""
+
+import contextlib
+import json
+
+import pytest
+
+from fda_jax import doctor, experiment
+from fda_jax.experiment import findings
+from tests.conftest import REPOSITORY, small_config
+
+EPOCHS = 20
+LAYERS = ("block1/conv1", "block2/conv1")
+
+
+def healthy():
+    """What a run's folder holds after a good run, as values that a test may spoil."""
+    falling = [2.0 * 0.8**epoch for epoch in range(EPOCHS)]
+    trains = [
+        {
+            "split": "train",
+            "epoch": epoch + 1,
+            "step": 10 * (epoch + 1),
+            "loss": loss,
+            "accuracy": 1 - loss / 2.5,
+            "flips": 0.05 * (1 - epoch / EPOCHS),
+        }
+        for epoch, loss in enumerate(falling)
+    ]
+    tests = [{**row, "split": "test", "accuracy": row["accuracy"] - 0.01} for row in trains]
+    looks = [
+        {
+            "split": "diagnostics",
+            "epoch": epoch + 1,
+            "step": 10 * epoch + 1,
+            "loss": falling[epoch],
+            "gradient_norm": 1.0,
+            "gradient_variance": 0.9,
+            "flips": dict.fromkeys(LAYERS, 0.002),
+            "at_rest": dict.fromkeys(LAYERS, 0.0),
+            "no_gradient": dict.fromkeys(LAYERS, 0.01),
+            "outside_window": dict.fromkeys(LAYERS, 0.5),
+            "dead_channels": dict.fromkeys(LAYERS, 0.0),
+            "cosine": 0.3 + 0.01 * (epoch % 5),
+        }
+        for epoch in range(EPOCHS)
+    ]
+    config = small_config(**{"train.epochs": EPOCHS})
+    result = {
+        "best_test_accuracy": tests[-1]["accuracy"],
+        "last_test_accuracy": tests[-1]["accuracy"],
+        "best_epoch": EPOCHS,
+    }
+    return {"config": config, "trains": trains, "tests": tests, "looks": looks, "result": result}
+
+
+def write(folder, story):
+    folder.mkdir(exist_ok=True)
+    rows = sorted([*story["trains"], *story["tests"], *story["looks"]], key=lambda row: row["step"])
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("config", "result", "failure"):
+        if story.get(name) is not None:
+            (folder / f"{name}.json").write_text(json.dumps(story[name]))
+    return folder
+
+
+def every(rows, **values):
+    for row in rows:
+        row.update(values)
+
+
+def one_layer(story, key, value):
+    for look in story["looks"]:
+        look[key][LAYERS[1]] = value
+
+
+def stop(story):
+    story["result"] = None
+    del story["trains"][5:], story["tests"][5:]
+
+
+def fail(story):
+    stop(story)
+    story["failure"] = {"step": 57, "message": "the loss or gradient of step 58 is not finite"}
+
+
+def drop(story):
+    story["result"]["last_test_accuracy"] -= 0.1
+
+
+# How to make the healthy run ill, and what is then found: words of it, a key to try.
+ILLNESSES = {
+    "a number that is not finite": (fail, "step 58", "optimizer.clip_norm"),
+    "a stopped run": (stop, "5 of 20 epochs", "same command"),
+    "a test accuracy of guessing": (
+        lambda story: every(story["tests"], accuracy=0.11),
+        "guesses",
+        "optimizer.learning_rate",
+    ),
+    "a loss that does not fall": (
+        lambda story: every(story["trains"], loss=2.3),
+        "does not fall",
+        "optimizer.learning_rate",
+    ),
+    "a loss that rises": (
+        lambda story: every(story["trains"][-1:], loss=1.9),
+        "has risen",
+        "optimizer.schedule",
+    ),
+    "a gap": (
+        lambda story: every(story["tests"], accuracy=0.5),
+        "training images",
+        "optimizer.weight_decay",
+    ),
+    "a network that was better before": (drop, "was better before", "--mode=eval"),
+    "signs that stay": (
+        lambda story: every(story["trains"], flips=2e-5),
+        "stay as they were drawn",
+        "optimizer.learning_rate",
+    ),
+    "signs that do not settle": (
+        lambda story: every(story["trains"], flips=0.3),
+        "do not settle",
+        "optimizer.schedule",
+    ),
+    "a narrow window": (
+        lambda story: one_layer(story, "outside_window", 0.97),
+        "Most activations get no gradient",
+        "method.window",
+    ),
+    "weights without gradient": (
+        lambda story: one_layer(story, "no_gradient", 0.95),
+        "Most latent weights get no gradient",
+        "method.window",
+    ),
+    "weights at rest": (
+        lambda story: one_layer(story, "at_rest", 1.0),
+        "do not move",
+        "optimizer.learning_rate",
+    ),
+    "dead channels": (
+        lambda story: one_layer(story, "dead_channels", 0.4),
+        "channels are dead",
+        "optimizer.decay_groups",
+    ),
+    "wild steps": (
+        lambda story: one_layer(story, "flips", 0.2),
+        "Single steps flip many",
+        "optimizer.warmup_epochs",
+    ),
+    "a gradient without direction": (
+        lambda story: [row.update(cosine=0.02 * (-1) ** row["epoch"]) for row in story["looks"]],
+        "does not point where the loss falls",
+        "method.num_terms_start",
+    ),
+}
+
+
+@pytest.mark.parametrize("illness", ILLNESSES)
+def test_each_illness_is_found_alone_with_its_numbers_and_a_remedy(illness, tmp_path, capsys):
+    spoil, words, remedy = ILLNESSES[illness]
+    story = healthy()
+    spoil(story)
+    assert doctor.main([str(write(tmp_path / "run", story))]) == doctor.FOUND
+    text = capsys.readouterr().out
+    assert words in text
+    assert remedy in text.split("Try: ")[1]
+    # A network that guesses in the test alone has a gap, too.
+    expected = 2 if illness == "a test accuracy of guessing" else 1
+    assert text.count("Seen: ") == expected, text
+
+
+def test_every_rule_has_its_illness(tmp_path):
+    found = set()
+    for number, (spoil, *_) in enumerate(ILLNESSES.values()):
+        story = healthy()
+        spoil(story)
+        (run,) = findings.read(write(tmp_path / str(number), story))
+        found |= {rule.__name__ for rule in findings.RULES if rule(run) is not None}
+    assert found == {rule.__name__ for rule in findings.RULES}
+
+
+def test_in_a_healthy_run_nothing_is_found(tmp_path, capsys):
+    story = healthy()
+    folder = write(tmp_path / "run", story)
+    assert doctor.main([str(folder)]) == doctor.NOTHING_FOUND
+    text = capsys.readouterr().out
+    assert "Nothing wrong found." in text
+    assert "looked at 20 steps" in text
+    assert "activations outside the window: 50.000% to 50.000%" in text
+
+
+RESULTS = REPOSITORY / "results"
+RECORDED = ("methods_resnet8", "cifar10_resnet20_5_epochs", "estimator_settings")
+
+
+def test_of_the_recorded_runs_the_one_that_guesses_is_found_and_no_other():
+    configs = [path for name in RECORDED for path in (RESULTS / name).rglob("config.json")]
+    runs = [run for config in configs for run in findings.read(config.parent)]
+    assert len(runs) > 40
+    found = [(run.path.name, ill.what) for run in runs for ill in findings.examine(run)]
+    assert found == [("fda_omega_0.2", "The network guesses.")]
+
+
+def test_without_diagnostics_it_says_what_it_could_not_look_at(tmp_path, capsys):
+    folder = write(tmp_path / "run", {**healthy(), "looks": []})
+    assert doctor.main([str(folder)]) == doctor.NOTHING_FOUND
+    text = capsys.readouterr().out
+    assert "Nothing wrong found, by the rules that need no diagnostics." in text
+    assert "--config.diagnostics.every_steps=100" in text
+
+
+def test_a_failure_that_a_later_attempt_left_behind_is_none(tmp_path):
+    story = healthy()
+    (run,) = findings.read(write(tmp_path / "run", {**story, "failure": {"step": 57}}))
+    assert run.failure is None
+    assert findings.examine(run) == []
+
+
+def test_signs_that_an_optimizer_of_signs_leaves_alone_are_no_illness(tmp_path):
+    story = healthy()
+    one_layer(story, "at_rest", 0.999)
+    story["config"]["method"] = {"name": "bop", "threshold": 1e-8, "gamma": 1e-4, "window": 1.0}
+    (run,) = findings.read(write(tmp_path / "run", story))
+    assert findings.examine(run) == []
+
+
+def test_a_small_loss_may_wobble(tmp_path):
+    story = healthy()
+    story["trains"][-1]["loss"] = 0.03 + min(row["loss"] for row in story["trains"])
+    story["trains"][-2]["loss"] = 0.01
+    (run,) = findings.read(write(tmp_path / "run", story))
+    assert findings.examine(run) == []
+
+
+def test_a_run_from_trained_weights_may_have_little_left_to_learn(tmp_path):
+    story = healthy()
+    every(story["trains"], loss=0.1, flips=1e-5)
+    story["config"]["train"]["init_from"] = "../before"
+    (run,) = findings.read(write(tmp_path / "run", story))
+    assert findings.examine(run) == []
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1"])
+def test_a_folder_without_a_run_is_an_error_in_words(content, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert doctor.main([str(tmp_path)]) == doctor.UNREADABLE
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_run_in_stages_is_examined_stage_by_stage(tmp_path, capsys):
+    story = healthy()
+    whole = {**story, "config": {**story["config"], "stages": {"stage1": {}, "stage2": {}}}}
+    folder = write(tmp_path / "run", whole)
+    write(folder / "stage1", story)
+    ill = healthy()
+    stop(ill)
+    write(folder / "stage2", ill)
+    assert doctor.main([str(folder)]) == doctor.FOUND
+    text = capsys.readouterr().out
+    assert text.index("stage1: ") < text.index("Nothing wrong found") < text.index("stage2: ")
+    assert "The run has not ended." in text
+
+
+LOOK = {"diagnostics.every_steps": 4, "diagnostics.probes": 2}
+# Real runs that are made ill, and what has to be found among other things.
+SPOILED = {
+    "steps of nothing": (
+        {"optimizer.learning_rate": 1e-12},
+        {"stay as they were drawn", "Most latent weights do not move"},
+    ),
+    "a window that lets nothing through": (
+        {"method.window": 1e-6, "method.noise": "none"},
+        {"Most activations get no gradient", "Most latent weights get no gradient"},
+    ),
+    "steps that are far too long": (
+        {"optimizer.learning_rate": 1e3, "optimizer.schedule": "constant"},
+        {"a number was not finite", "--config.optimizer.clip_norm=1"},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("illness", SPOILED)
+def test_a_real_run_made_ill_on_purpose_is_found_ill(illness, tmp_path, compilation_cache):
+    changes, expected = SPOILED[illness]
+    with contextlib.suppress(experiment.NonFiniteError):
+        experiment.train(small_config(**LOOK, **changes), tmp_path / "run")
+    (run,) = findings.read(tmp_path / "run")
+    text, _ = findings.report([run])
+    assert all(words in text for words in expected), text

@@ -1,0 +1,147 @@
+"""Runs side by side: shared out, and none pays for the fate of another."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from fda_jax.experiment import side_by_side, sweep
+from fda_jax.experiment.loop import Stop
+from fda_jax.experiment.side_by_side import Job
+from tests.conftest import REPOSITORY
+from tests.experiment.conftest import rows
+
+# Stands for a worker, without JAX: what it does is its job's configuration.
+WORKER = """
+import json, os, signal, sys, time
+order = json.loads(sys.stdin.readline())
+open(order["workdir"], "w").write(json.dumps([os.environ["PLACE"], order["argv"]]))
+print("began", flush=True)
+def save(*_):
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+what = order["config"]["does"]
+if what == "waits":
+    time.sleep(60)
+if what == "dies":
+    os.kill(os.getpid(), signal.SIGKILL)
+if what == "fails":
+    print("ConfigError: no")
+    sys.exit(1)
+print("done")
+"""
+PLACES = [{"PLACE": "0"}, {"PLACE": "1"}]
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """Lines that the terminal would show."""
+    monkeypatch.setattr(side_by_side, "COMMAND", (sys.executable, "-c", WORKER))
+    return []
+
+
+def jobs(folder, *does):
+    return [Job(f"j{i}", {"does": what}, folder / f"j{i}") for i, what in enumerate(does)]
+
+
+def test_jobs_are_shared_out_and_a_failure_or_a_kill_costs_one_alone(tmp_path, said):
+    asked = jobs(tmp_path, "works", "fails", "dies", "works", "works")
+    failures = side_by_side.train(asked, PLACES, stop=Stop(), say=said.append)
+    assert failures == {
+        "j1": "ConfigError: no",
+        "j2": "its process was ended by SIGKILL",
+    }
+    assert [f"[j{i}] done" in said for i in range(5)] == [True, False, False, True, True]
+    started = [json.loads((tmp_path / f"j{i}").read_text()) for i in range(5)]
+    assert {place for place, _ in started} == {"0", "1"}
+    assert all(argv == sys.argv for _, argv in started)
+    assert "run 5/5: j4 on device" in "\n".join(said)
+
+
+def test_at_a_signal_every_process_saves_and_no_other_starts(tmp_path, said):
+    asked = jobs(tmp_path, "waits", "waits", "works")
+    stop = Stop()
+
+    def ask_when_both_have_begun():
+        while sum(line.endswith("began") for line in list(said)) < 2:
+            time.sleep(0.02)
+        stop.asked = True
+
+    thread = threading.Thread(target=ask_when_both_have_begun)
+    thread.start()
+    assert side_by_side.train(asked, PLACES, stop=stop, say=said.append) == {}
+    thread.join()
+    assert {"[j0] saved", "[j1] saved"} <= set(said)
+    assert not (tmp_path / "j2").exists()
+
+
+def test_devices_are_counted_in_another_process_and_one_is_not_shared_out(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert side_by_side.pins() == []
+    flags = "--xla_a=1 --xla_force_host_platform_device_count=8"
+    assert side_by_side._without_simulated(flags) == "--xla_a=1"
+
+
+SMALL = [
+    "--override=model.name=resnet_digits",
+    "--override=data.name=digits",
+    "--override=train.epochs=2",
+    "--override=train.batch_size=320",
+    "--override=eval.batch_size=200",
+]
+
+
+def start(workdir, cache):
+    """Two runs of one sweep on two simulated devices."""
+    command = [
+        *(sys.executable, "train.py", "--sweep=configs/sweeps/table2.py", "--only=ste,dorefa"),
+        *(f"--workdir={workdir}", *SMALL),
+    ]
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+        },
+    )
+
+
+@pytest.mark.slow
+def test_two_devices_train_two_runs_whatever_is_killed_on_the_way(tmp_path, compilation_cache):
+    workdir = tmp_path / "w"
+    first = start(workdir, compilation_cache)
+    for line in first.stdout:
+        if "epoch 1/2" in line:
+            break
+    first.kill()  # its workers are left alone, and must end by themselves
+    first.communicate(timeout=300)
+    second = start(workdir, compilation_cache)
+    output = second.communicate(timeout=300)[0]
+    assert second.returncode == 0, output
+    assert "on device 1" in output
+    assert "1 cpu device(s)" in output
+    assert "going on from step" in output
+    overrides = [word.removeprefix("--override=") for word in SMALL]
+    asked = sweep.read(REPOSITORY / "configs" / "sweeps" / "table2.py", overrides)
+    for name in ("ste", "dorefa"):
+        folder = workdir / name / "seed0"
+        result = json.loads((folder / "result.json").read_text())
+        assert result["config"]["method"]["name"] == name
+        assert result["devices"] == 1
+        # The command of the sweep, not of a worker.
+        recorded = json.loads((folder / "environment.json").read_text())["command"]
+        assert recorded[0] == "train.py"
+        assert len(rows(folder)) == 4
+        assert asked.configs[name]["train"]["epochs"] == result["epochs"]
