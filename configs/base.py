@@ -44,13 +44,13 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.train = ConfigDict(
         {
-            "epochs": 400,  # section 3.1
+            "epochs": 400,  # times that every training image is seen; section 3.1
             # Share of the epochs that is trained, in (0, 1], rounded up to a whole epoch: for small
             # machines. Below 1 it stands on every output.
             "budget": 1.0,
             "batch_size": 128,  # examples a step over all devices; section 3.1
             "steps_per_call": 0,  # steps a compiled call; 0 means 1 on a CPU and 50 elsewhere
-            "label_smoothing": 0.0,  # the paper says plain cross-entropy
+            "label_smoothing": 0.0,  # share of a label spread over all classes; the paper has none
             "ema_decay": 0.0,  # of averaged parameters for evaluation; 0 for none
             # Folder of a finished run whose last parameters are this one's first; "" for random
             # ones. A relative path counts from the folder that holds this run's.
@@ -60,15 +60,15 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optimizer = ConfigDict(
         {
             "name": "sgd",  # or "adam", "adamw"
-            "learning_rate": 0.1,  # section 3.1
-            "schedule": "cosine",  # or "linear", "step", "constant"; not in the paper
-            "warmup_epochs": 0.0,
-            "boundary_epochs": (),  # epochs, for "step"
-            "boundary_factor": 0.1,  # for "step"
+            "learning_rate": 0.1,  # the highest; section 3.1
+            "schedule": "cosine",  # or "linear" to 0, "step", "constant"; not in the paper
+            "warmup_epochs": 0.0,  # of a straight rise from 0 before the schedule
+            "boundary_epochs": (),  # where the rate falls, for "step"
+            "boundary_factor": 0.1,  # by which it is multiplied there, for "step"
             "momentum": 0.9,  # of sgd; section 3.1
-            "nesterov": False,
-            "weight_decay": 1e-4,  # section 3.1
-            # The paper does not say what decays; its siblings decay everything.
+            "nesterov": False,  # of sgd
+            "weight_decay": 1e-4,  # section 3.1; in the gradient for sgd and adam, as PyTorch's
+            # Groups of parameters that decay. The paper does not say; its siblings decay all.
             "decay_groups": ("binary", "real", "norm", "prelu", "noise", "quantizer"),
             "clip_norm": 0.0,  # largest global gradient norm; 0 for no clipping
             # Largest gradient of a parameter; 0 for no clipping. Eq. 2 reads like 1.
@@ -78,13 +78,13 @@ def get_config(arg: str = "") -> ConfigDict:
     config.eval = ConfigDict(
         {
             "batch_size": 1000,  # examples a step over all devices
-            "every_epochs": 1,
+            "every_epochs": 1,  # epochs from test to test; the last epoch is always tested
             "flips": True,  # record how many binary weights changed their sign in an epoch
         }
     )
     config.checkpoint = ConfigDict(
         {
-            "every_epochs": 1,  # the last one; a new best is always saved
+            "every_epochs": 1,  # epochs from one to the next; the last and a new best are saved too
         }
     )
     # What a step does inside the network, see docs/diagnostics.md; changes no result. A look costs

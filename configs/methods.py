@@ -1,6 +1,9 @@
 """The knobs of every method with their defaults, so that each can be overridden on the command
 line, e.g. --config.method.omega=0.2. What they mean stands in fda_jax/layers/methods.py, whose
-defaults these repeat (a test compares them)."""
+defaults these repeat (a test compares them).
+
+A knob without a comment means what the first comment on a knob of that name says; the reference of
+the knobs in the documentation is made from these comments."""
 
 import difflib
 
@@ -8,21 +11,25 @@ from ml_collections import ConfigDict
 
 # Of the noise module on another estimator than FDA-BNN's, as in its Table 3.
 NOISE = {
-    "noise": "none",  # or "forward", "backward"; see fda for this and the others
-    "noise_scale": 0.1,
-    "noise_shortcut": "sine",
-    "noise_shortcut_slope": 0.1,
-    "noise_reduction": 64,
-    "noise_schedule": "cosine",
-    "noise_weight_axis": "filter",
-    "noise_activation_axis": "channels",
+    # The noise module: "forward" adds it to the signs (Eq. 14), "backward" to the gradients alone
+    # (Algorithm 1), "none" leaves it out.
+    "noise": "none",
+    "noise_scale": 0.1,  # alpha at the start
+    "noise_shortcut": "sine",  # eta: "none", "linear", "sine" (Table 4)
+    "noise_shortcut_slope": 0.1,  # a, section 3.2
+    "noise_reduction": 64,  # k, by which its hidden layer is narrower; section 2.3
+    "noise_schedule": "cosine",  # of alpha, which ends at 0; or "linear", "constant"
+    "noise_weight_axis": "filter",  # d, not in the paper; or "channels" (of a position)
+    "noise_activation_axis": "channels",  # likewise (of a pixel); or "pixels" (of a channel)
 }
 
-# Where a method has a scale of its weights, "none", "layer" and "filter" (mean |w| of either),
-# "power_of_two" (nearest to the filter's mean) and "learned" can take its place.
 KNOBS = {
     "full_precision": {},
-    "identity": {"scale": "layer"},
+    "identity": {
+        # What the signs are multiplied by: mean |w| of the "layer" or of each "filter", the
+        # "power_of_two" nearest to the filter's mean, a "learned" number a filter, or "none".
+        "scale": "layer",
+    },
     "ste": {
         "scale": "layer",
         "window": 1.0,  # the slope is 0 for |t| > window
@@ -33,10 +40,12 @@ KNOBS = {
     },
     "dorefa": {
         "weight_bits": 1,  # 1: Eq. 7, the mean |w| of the layer times the sign; more: Eq. 9
-        "activation_bits": 1,
+        "activation_bits": 1,  # more: 2^bits levels of [0, 1]
         "activation_levels": "sign",  # of one bit: {-1, 1}, or "unsigned": {0, 1}, the paper's
     },
-    "xnor_net": {"scale": "filter"},  # Eq. 6
+    "xnor_net": {
+        "scale": "filter",  # Eq. 6
+    },
     "xnor_net_pp": {
         "scale_shape": "channel_height_width",  # the paper's case 4, or "channel", its case 1
     },
@@ -47,7 +56,7 @@ KNOBS = {
     },
     "hwgq": {
         "scale": "filter",
-        "activation_bits": 2,
+        "activation_bits": 2,  # 2^bits - 1 levels above 0
     },
     "bireal": {"scale": "filter"},
     "bireal_prelu": {"scale": "filter"},
@@ -72,8 +81,8 @@ KNOBS = {
     },
     "irnet": {
         "scale": "power_of_two",
-        "t_start": 1e-3,  # the authors' ResNet-20; their VGG-Small starts at 0.1
-        "t_end": 10.0,
+        "t_start": 1e-3,  # steepness t; the authors' ResNet-20, their VGG-Small starts at 0.1
+        "t_end": 10.0,  # from t_start in equal ratios
     },
     "resnete": {
         "window": 1.25,  # of both slopes, and the bound of latent weights
@@ -91,40 +100,40 @@ KNOBS = {
         "window": 1.5,  # the slope is 0 beyond
     },
     "binaryconnect": {
-        "scale": "layer",  # the paper: "none"
-        "activations": "binary",  # the paper: "real"
+        "scale": "layer",  # the paper has "none"
+        "activations": "binary",  # or "real", the paper's
         "window": 1.0,  # of the activations' slope
     },
-    # Of the four below, the scale is the unit of the quantizer: "none" for +-1, as in the papers,
-    # "layer" or "filter" for +- the mean |w| of either.
     "proxconnect": {
+        # The unit of the quantizer: "none" for +-1, as in the papers, "layer" or "filter" for +-
+        # the mean |w| of either.
         "scale": "layer",
         "activations": "binary",  # or "real"
         "rho_start": 0.0,  # weights this near to +-1 become +-1; the schedule is our choice
         "rho_end": 2.0,  # >= 1: the sign up to |w| = 1 + rho
         "varrho_start": 0.0,  # half the jump at 0
-        "varrho_end": 0.0,
+        "varrho_end": 0.0,  # on a straight line, as rho
         "window": 1.0,  # of the activations' slope
     },
     "reverse_proxconnect": {
-        "scale": "layer",
+        "scale": "layer",  # the unit of the quantizer, as proxconnect's
         "activations": "binary",  # or "real"
         "rho_end": 1e-3,  # from 0; acts anew in each step, so a short run needs more
         "hard_from": 0.667,  # progress from which steps start at the signs; as ProxQuant's
         "window": 1.0,  # of the activations' slope
     },
     "proxquant": {
-        "scale": "layer",
+        "scale": "layer",  # the unit of the quantizer, as proxconnect's
         "activations": "binary",  # or "real", the paper's
         "strength": 2e-4,  # lambda at the end, from 0; the authors' 0.01 x 1e-4 x 200 epochs
         "hard_from": 0.667,  # the authors' epoch 200 of 300
         "window": 1.0,  # of the activations' slope
     },
     "bnn_plus_plus": {
-        "scale": "layer",
+        "scale": "layer",  # the unit of the quantizer, as proxconnect's
         "activations": "binary",  # or "real", or "pair" for the weights' two maps
         "mu_start": 1.0,  # steepness per unit of the scale; the schedule is our choice
-        "mu_end": 10.0,
+        "mu_end": 10.0,  # on a straight line
         "window": 1.0,  # of the activations' slope
     },
     "abc_net": {
@@ -146,15 +155,15 @@ KNOBS = {
     },
     "rbnn": {
         "t_start": 1e-2,  # steepness of the slopes
-        "t_end": 10.0,
+        "t_end": 10.0,  # in equal ratios
         "refits": 400,  # of the rotations in a run: one an epoch of the recipe
     },
     "recu": {
         "tau_start": 0.85,  # weights beyond the quantile tau are clamped to it
-        "tau_end": 0.99,
+        "tau_end": 0.99,  # tau grows as e^progress
     },
     "adabin": {
-        "t_start": 1e-3,  # as irnet's
+        "t_start": 1e-3,  # steepness, as irnet's
         "t_end": 10.0,
     },
     "biper": {
@@ -165,17 +174,11 @@ KNOBS = {
     "fda": {
         "scale": "layer",  # mean |w| of the layer, as the authors' released code
         "omega": 0.1,  # radians per unit; not in the paper, BiBench's reading
-        "window": 1.0,  # the slope is 0 for |t| > window; likewise
-        "num_terms_start": 10,  # N = n + 1 terms; the paper's setting 3 runs from n = 9 ...
-        "num_terms_end": 19,  # ... to n = 18
-        "noise": "forward",  # "forward" (Eq. 14), "backward" (Algorithm 1), "none"
-        "noise_scale": 0.1,  # alpha at the start; it ends at 0
-        "noise_shortcut": "sine",  # eta: "none", "linear", "sine" (Table 4)
-        "noise_shortcut_slope": 0.1,  # a, section 3.2
-        "noise_reduction": 64,  # k, section 2.3
-        "noise_schedule": "cosine",  # of alpha; or "linear", "constant"
-        "noise_weight_axis": "filter",  # d, not in the paper; or "channels" (of a position)
-        "noise_activation_axis": "channels",  # likewise (of a pixel); or "pixels" (of a channel)
+        "window": 1.0,  # the slope is 0 for |t| > window; not in the paper either
+        "num_terms_start": 10,  # N = n + 1 terms at the start; setting 3 of the paper: n = 9
+        "num_terms_end": 19,  # at the end; likewise n = 18
+        **NOISE,
+        "noise": "forward",
     },
 }
 

@@ -178,6 +178,6 @@ is binary, {len(kernels)} layers of two values each. Do not rank the two by this
 of one such accuracy is about {spread:.1%} from the choice of test images alone, and this is one
 seed of a short run. To keep an estimator, add the rule to `ESTIMATORS` in
 `fda_jax/ops/estimators.py`, the row to `METHODS` in `fda_jax/layers/methods.py`, its knobs to
-`configs/methods.py` and a section to `docs/methods.md`: the command line, sweeps over seeds and
+`configs/methods.py` and a page to `docs/methods/`: the command line, sweeps over seeds and
 reports then find it by its name, and so do the tests, which hold it to the law above.
 """)

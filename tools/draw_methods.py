@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/methods.md. Run: python tools/draw_methods.py [NAME...].
+"""Draws the pictures of docs/methods. Run: python tools/draw_methods.py [NAME...].
 
 A picture per method: what its weights and activations become in the forward pass, and the slope
 that multiplies their gradients, at the start, in the middle and at the end of training. Scales and

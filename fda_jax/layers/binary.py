@@ -26,6 +26,16 @@ class BinaryConv(nn.Module):
 
     Parameters: `latent_kernel` (height, width, in, out), or `kernel` where the method keeps the
     weights real; those of the method's quantizers below `weight`, `activation` and `output`.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from fda_jax import layers
+      >>> images = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
+      >>> conv = layers.BinaryConv(features=3, method="binarynet")
+      >>> variables = conv.init(jax.random.key(1), images)
+      >>> y = conv.apply(variables, images)  # sums of products of signs
+      >>> y.shape, bool(jnp.all(y == jnp.round(y)))
+      ((1, 4, 4, 3), True)
     """
 
     features: int
@@ -57,6 +67,16 @@ class BinaryDense(nn.Module):
       dtype: of the computation; latent weights stay float32.
 
     Parameters: `latent_kernel` (in, out), or `kernel` where the method keeps the weights real.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from fda_jax import layers
+      >>> dense = layers.BinaryDense(features=3, method="binarynet")
+      >>> a = jnp.array([[0.5, -2.0, 1.0, 0.1]])
+      >>> variables = dense.init(jax.random.key(0), a)
+      >>> signs = jnp.sign(variables["params"]["latent_kernel"])
+      >>> bool(jnp.all(dense.apply(variables, a) == jnp.array([[1.0, -1.0, 1.0, 1.0]]) @ signs))
+      True
     """
 
     features: int

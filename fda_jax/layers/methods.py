@@ -607,6 +607,11 @@ def make_method(method: str | Method, **knobs: object) -> Method:
     Raises:
       ValueError: an unknown name or knob (the message names the nearest), or a knob's value out
         of its range.
+
+    Examples:
+      >>> from fda_jax import layers
+      >>> layers.make_method("reste", window=2.0).activation.estimator
+      ReSTE(power_end=3.0, inner=0.1, window=2.0)
     """
     if isinstance(method, Method):
         if knobs:

@@ -91,6 +91,15 @@ def build(
     Raises:
       ValueError: an unknown network, method or knob (the nearest is named), or fewer than two
         classes.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> from fda_jax import models
+      >>> images = jnp.zeros((2, 8, 8, 1))
+      >>> model = models.build("resnet_digits", num_classes=10, method="ste", window=0.5)
+      >>> variables = jax.eval_shape(model.init, jax.random.key(0), images)
+      >>> jax.eval_shape(model.apply, variables, images).shape
+      (2, 10)
     """
     spec = lookup(MODELS, name, "network")
     if num_classes < 2:

@@ -35,6 +35,11 @@ def square_wave(x: jax.Array, num_terms: jax.Array | int, omega: jax.Array | flo
       ValueError: num_terms < 1 or omega <= 0, where their values are known before tracing.
 
     Laws: odd in x; antiperiodic by pi / omega; its derivative is `square_wave_slope`.
+
+    Examples:
+      >>> from fda_jax import ops
+      >>> [round(float(ops.square_wave(1.0, terms, 0.1)), 2) for terms in (2, 10, 19)]
+      [0.25, 1.02, 1.14]
     """
     check_series(num_terms, omega)
     x = jnp.asarray(x)
@@ -70,6 +75,11 @@ def square_wave_slope(
 
     Laws: even in x; antiperiodic by pi / omega; peak value +-4 omega N / pi at multiples of
       pi / omega; equals the series.
+
+    Examples:
+      >>> from fda_jax import ops
+      >>> [round(float(ops.square_wave_slope(x, 10, 0.1)), 2) for x in (0.0, 0.5, 1.0)]
+      [1.27, 1.07, 0.58]
     """
     check_series(num_terms, omega)
     x = jnp.asarray(x)

@@ -18,6 +18,12 @@ def sign(x: jax.Array) -> jax.Array:
 
     Returns:
       Array shaped and typed like x.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from fda_jax import ops
+      >>> ops.sign(jnp.array([-0.3, 0.0, 0.7])).tolist()
+      [-1.0, -1.0, 1.0]
     """
     x = jnp.asarray(x)
     binary = jnp.where(x > 0, jnp.ones_like(x), -jnp.ones_like(x))
@@ -86,6 +92,14 @@ def binarize(x: jax.Array, estimator: Rule, progress: jax.Array | float = 1.0) -
 
     Raises:
       TypeError: x is not a float array: an integer has no gradient to estimate.
+
+    Examples:
+      >>> import jax
+      >>> from fda_jax import ops
+      >>> rule = ops.ESTIMATORS["approx_sign"]()
+      >>> value, slope = jax.value_and_grad(lambda x: ops.binarize(x, rule))(0.25)
+      >>> float(value), float(slope)
+      (1.0, 1.5)
     """
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -1,0 +1,1 @@
+"""What the documentation's build makes from the code, the records and the repository."""
