@@ -104,7 +104,11 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
         with _naming(name):
             configs[name] = _configure(base, shared, own)
     question = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
-    return Sweep(path.stem, question, shared, named, configs, **_constants(module, named))
+    constants = _constants(module, named)
+    if {"model.name", "data.name"} & shared.keys():
+        # What was published is of the file's own network and data.
+        constants |= {"paper": {}, "source": ""}
+    return Sweep(path.stem, question, shared, named, configs, **constants)
 
 
 def train(

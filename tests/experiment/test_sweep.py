@@ -133,6 +133,8 @@ def test_the_constants_of_a_file_are_what_the_report_shows_beside_the_results(tm
     assert found.baselines == {"a": "b", "c": "b"}
     assert (found.paper, found.source) == ({"a": 91.5}, "T")
     assert (list(found.points), found.axis) == ([("l", 1, "a")], "n")
+    other = sweep.read(path, ["model.name=resnet8"])
+    assert (other.paper, other.source) == ({}, "")  # of another network nothing was published
     path.write_text(f"{plain}\nBASELINE = {{'a': 'c'}}\n")
     assert sweep.read(path).baselines == {"a": "c"}
     for constants, words in (
