@@ -288,6 +288,7 @@ def _baseline(field: Field) -> str:
 def _name_panel(axes: Axes, title: str, x: str) -> None:
     tidy(axes, title=title, x=x, y="")
     axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def _draw_row(
