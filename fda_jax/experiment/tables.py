@@ -251,8 +251,9 @@ def _read_run(path: Path, name: str) -> Run:
         )
     surroundings = _read(path, "environment.json") or {}
     try:
-        # Runs that are older than budgets are whole ones.
-        config = {**config, "train": {"budget": budget.WHOLE, **config["train"]}}
+        # Runs that are older than budgets are whole ones; those older than diagnostics made none.
+        train = {"budget": budget.WHOLE, **config["train"]}
+        config = {"diagnostics": {}, **config, "train": train}
         rows, epochs_before = _metrics(path, config)
         reached = _reached(rows, _read(path, "result.json"), epochs_before)
         return Run(name=name, **_wanted(config), **reached, **_made_with(surroundings))

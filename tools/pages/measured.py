@@ -23,7 +23,7 @@ COLUMNS = (
 )
 _NUMBERS = {5, 6}
 # Settings that have a column.
-_SHOWN = ("data.limit", "train.batch_size", "train.epochs")
+_SHOWN = ("data.limit", "train.batch_size", "train.budget", "train.epochs")
 
 
 def results(method: str) -> str:
@@ -53,7 +53,7 @@ def _row(folder: str, runs: Sequence[Run], group: Group) -> list[str]:
         f"[{folder}](../../results/{folder}/report.md)",
         run.network,
         f"{run.dataset}, {f'{limit:,}' if limit else 'all'}",
-        f"{run.planned_epochs} epochs of batch {run.settings['train.batch_size']}",
+        f"{run.mark or f'{run.planned_epochs} epochs'}, batch {run.settings['train.batch_size']}",
         ", ".join(f"`{setting}`" for setting in [*_knobs(run), *_others(run, group)]) or "defaults",
         str(len(runs)),
         spread([run.last_accuracy for run in runs if run.last_accuracy is not None]),
