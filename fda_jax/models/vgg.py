@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fda_jax import ops
 from fda_jax.layers import BinaryConv, Method, nonlinearity
 from fda_jax.models.common import batch_norm, check_images, classifier, stem
 
@@ -46,7 +47,7 @@ class VGGSmall(nn.Module):
             conv = BinaryConv(width, method=self.method, dtype=self.dtype, name=f"conv{i}")
             x = conv(x, train=train, progress=progress)
             if i % 2 == 0:
-                x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+                x = ops.max_pool(x, 2)
             x = norm(name=f"norm{i}")(x)
             x = nonlinearity(self.method.nonlinearity, i, default="hardtanh")(x)
         return classifier(self.num_classes)(x.reshape(len(x), -1))
