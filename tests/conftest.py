@@ -1,16 +1,26 @@
-"""Four simulated devices for every test, before JAX starts its backend; and small runs."""
+"""Four simulated devices for every test, programs that are compiled once, and small runs."""
 
+import atexit
 import importlib
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit what is set here
+    # XLA takes longer to optimise most programs of the tests than these take to run.
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+    # One folder for both workers and the processes that tests start; no other session sees it.
+    PROGRAMS = tempfile.mkdtemp(prefix="fda_jax_programs_")
+    atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
-# Processes that a test starts leave the cache of the user who runs the tests alone.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "configs"))
@@ -21,20 +31,20 @@ def key() -> jax.Array:
     return jax.random.key(0)
 
 
-@pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory) -> Path:
-    """A folder that keeps compiled programs, so that the same small run compiles once."""
-    folder = tmp_path_factory.mktemp("compiled")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    return folder
+@pytest.fixture(scope="module")
+def optimized():
+    """Programs are compiled as users compile them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def small_config(**changes: object) -> dict:
-    """Two epochs of the digits in five steps each; keys are dotted paths."""
+    """Two epochs of the digits in five steps each, for `tiny`; keys are dotted paths."""
     config = importlib.import_module("digits_resnet").get_config()
     config.update_from_flattened_dict(
         {
+            "model.name": "tiny",
             "train.epochs": 2,
             "train.batch_size": 320,
             "eval.batch_size": 200,

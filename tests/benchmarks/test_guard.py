@@ -12,6 +12,8 @@ from fda_jax.training import devices
 from fda_jax.training.metrics import Metrics
 from fda_jax.training.step import make_train_call
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 TERMS = (1, 2, 5, 10, 19, 40)
 MIB = 2**20
 
@@ -28,6 +30,7 @@ def setting():
         4 * jax.local_device_count(),
         image_shape_hwc=(8, 8, 1),
         axis_name=devices.AXIS,
+        sizes={"stage_sizes": (1,), "widths": (8,)},
     )
 
 

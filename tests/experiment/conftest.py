@@ -1,11 +1,12 @@
 """One small run that was never stopped, and what it means that another run equals it."""
 
+import functools
 import json
 
 import chex
 import pytest
 
-from fda_jax import experiment
+from fda_jax import experiment, models
 from fda_jax.experiment import loop, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
@@ -15,8 +16,18 @@ from tests.conftest import small_config
 CLOCK = {"seconds", "images_per_second"}
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory, compilation_cache):
+@pytest.fixture(scope="package", autouse=True)
+def tiny():
+    """A network "tiny" with every part that a run touches, which is quickly compiled."""
+    make = functools.partial(models.ResNet, stage_sizes=(1,), widths=(8,))
+    with pytest.MonkeyPatch.context() as patch:
+        spec = models.ModelSpec(make, min_side=2)
+        patch.setattr(models, "MODELS", {**models.MODELS, "tiny": spec})
+        yield
+
+
+@pytest.fixture(scope="package")
+def whole(tmp_path_factory):
     """A run that was never stopped: its folder and what it returned."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     return folder, experiment.train(small_config(), folder)
@@ -24,7 +35,7 @@ def whole(tmp_path_factory, compilation_cache):
 
 def arrays(folder, step=None):
     """Every array of a checkpoint, the last one by default."""
-    progress = loop.start(setup.build(small_config()))
+    progress = loop.start(setup.build(RunFolder(folder).read("config.json")))
     store = Checkpoints(folder / "checkpoints")
     step = step or store.latest_step()
     tree, _ = store.restore(progress.arrays(), step)

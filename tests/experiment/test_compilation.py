@@ -11,7 +11,8 @@ import pytest
 from fda_jax.experiment import compilation
 from tests.conftest import REPOSITORY
 
-VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+# Of JAX's variables those that say where programs are kept, and which.
+VARIABLES = ("JAX_COMPILATION_CACHE", "JAX_PERSISTENT_CACHE")
 
 # Prints a result and how many programs were found on disk.
 PROGRAM = """
@@ -27,11 +28,11 @@ print(jax.jit(lambda x: 2 * x + 1)(20.0), sum("cache_hits" in event for event in
 
 def run(cache_home):
     """What the program prints, and what it says on the side."""
-    environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    unset = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=REPOSITORY,
-        env={**environment, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache_home)},
+        env={**unset, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(cache_home)},
         check=True,
         capture_output=True,
         text=True,

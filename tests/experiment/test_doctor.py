@@ -283,7 +283,7 @@ SPOILED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("illness", SPOILED)
-def test_a_real_run_made_ill_on_purpose_is_found_ill(illness, tmp_path, compilation_cache):
+def test_a_real_run_made_ill_on_purpose_is_found_ill(illness, tmp_path):
     changes, expected = SPOILED[illness]
     with contextlib.suppress(experiment.NonFiniteError):
         experiment.train(small_config(**LOOK, **changes), tmp_path / "run")

@@ -14,7 +14,7 @@ from tests.experiment.conftest import arrays, rows
 
 
 @pytest.fixture(scope="module")
-def history(compilation_cache):
+def history():
     return list(experiment.epochs(experiment.build(small_config())))
 
 
@@ -36,7 +36,7 @@ def test_an_epoch_keeps_the_state_that_it_ended_with(history):
     assert np.isnan(history[0].train["loss"])
 
 
-def test_the_test_set_is_read_when_the_plan_says(compilation_cache):
+def test_the_test_set_is_read_when_the_plan_says():
     config = small_config(**{"train.epochs": 3, "eval.every_epochs": 2})
     tested = [epoch.test is not None for epoch in experiment.epochs(experiment.build(config))]
     assert tested == [True, False, True, True]
@@ -53,7 +53,7 @@ def test_a_method_that_has_no_row_takes_the_place_of_the_configurations():
     assert "noise" in str(jax.tree.structure(variable_shapes(own.model, (8, 8, 1))))
 
 
-def test_a_loss_that_is_not_finite_ends_it(compilation_cache):
+def test_a_loss_that_is_not_finite_ends_it():
     config = small_config(**{"optimizer.schedule": "step", "optimizer.boundary_epochs": (1.0,)})
     config["optimizer"]["boundary_factor"] = 1e38
     number, seen = operator.attrgetter("number"), []

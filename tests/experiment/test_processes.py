@@ -9,10 +9,11 @@ import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from fda_jax import experiment
+from tests.conftest import REPOSITORY, small_config
 from tests.experiment.conftest import assert_same_run, rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 
 FLAGS = [
     "--config=configs/digits_resnet.py",
@@ -33,7 +34,14 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-def start(workdir, cache, *flags, devices=4, program=("train.py",)):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, optimized):
+    """The run of these flags, never stopped: its folder and what it returned."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, experiment.train(small_config(**{"model.name": "resnet_digits"}), folder)
+
+
+def start(workdir, *flags, devices=4, program=("train.py",)):
     return subprocess.Popen(
         [sys.executable, *program, f"--workdir={workdir}", *FLAGS, *flags],
         cwd=REPOSITORY,
@@ -44,8 +52,7 @@ def start(workdir, cache, *flags, devices=4, program=("train.py",)):
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
         },
     )
 
@@ -60,11 +67,9 @@ def read_until(process, word):
     raise AssertionError(f"{word!r} never came:\n{''.join(lines)}")
 
 
-def test_a_run_terminated_then_out_of_disk_then_killed_ends_as_if_it_never_was(
-    whole, tmp_path, compilation_cache
-):
+def test_a_run_terminated_then_out_of_disk_then_killed_ends_as_if_it_never_was(whole, tmp_path):
     workdir = tmp_path / "run"
-    first = start(workdir, compilation_cache)
+    first = start(workdir)
     read_until(first, "epoch 1/2")
     first.send_signal(signal.SIGTERM)
     rest = first.communicate(timeout=500)[0]
@@ -75,7 +80,7 @@ def test_a_run_terminated_then_out_of_disk_then_killed_ends_as_if_it_never_was(
 
     kept = {path.name for path in (workdir / "checkpoints").iterdir()}
     metrics = rows(workdir)
-    second = start(workdir, compilation_cache, program=("-c", SMALL_DISK))
+    second = start(workdir, program=("-c", SMALL_DISK))
     output = second.communicate(timeout=500)[0]
     assert second.returncode == 1, output
     assert "could not be written" in output
@@ -83,29 +88,26 @@ def test_a_run_terminated_then_out_of_disk_then_killed_ends_as_if_it_never_was(
     assert kept <= {path.name for path in (workdir / "checkpoints").iterdir()}
     assert rows(workdir)[: len(metrics)] == metrics
 
-    third = start(workdir, compilation_cache)
+    third = start(workdir)
     read_until(third, "going on from step")
     third.kill()
     third.communicate(timeout=500)
     assert third.returncode == -signal.SIGKILL
     assert not (workdir / "result.json").exists()
 
-    fourth = start(workdir, compilation_cache)
+    fourth = start(workdir)
     output = fourth.communicate(timeout=500)[0]
     assert fourth.returncode == 0, output
     assert_same_run(workdir, whole[0])
 
 
-def test_two_processes_train_what_one_trains(whole, tmp_path, compilation_cache):
+def test_two_processes_train_what_one_trains(whole, tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     workdir = tmp_path / "run"
     together = ["--num_processes=2", f"--coordinator=localhost:{port}"]
-    both = [
-        start(workdir, compilation_cache, *together, f"--process_id={i}", devices=2)
-        for i in range(2)
-    ]
+    both = [start(workdir, *together, f"--process_id={i}", devices=2) for i in range(2)]
     outputs = [process.communicate(timeout=500)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     # The sums over devices are made in another order, so the curves are close, not equal.

@@ -97,7 +97,7 @@ SMALL = [
 ]
 
 
-def start(workdir, cache):
+def start(workdir):
     """Two runs of one sweep on two simulated devices."""
     command = [
         *(sys.executable, "train.py", "--sweep=configs/sweeps/table2.py", "--only=ste,dorefa"),
@@ -113,21 +113,20 @@ def start(workdir, cache):
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "JAX_COMPILATION_CACHE_DIR": str(cache),
         },
     )
 
 
 @pytest.mark.slow
-def test_two_devices_train_two_runs_whatever_is_killed_on_the_way(tmp_path, compilation_cache):
+def test_two_devices_train_two_runs_whatever_is_killed_on_the_way(tmp_path):
     workdir = tmp_path / "w"
-    first = start(workdir, compilation_cache)
+    first = start(workdir)
     for line in first.stdout:
         if "epoch 1/2" in line:
             break
     first.kill()  # its workers are left alone, and must end by themselves
     first.communicate(timeout=300)
-    second = start(workdir, compilation_cache)
+    second = start(workdir)
     output = second.communicate(timeout=300)[0]
     assert second.returncode == 0, output
     assert "on device 1" in output

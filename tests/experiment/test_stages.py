@@ -48,7 +48,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module")
-def staged(tmp_path_factory, compilation_cache):
+def staged(tmp_path_factory):
     """A run of two stages that was never stopped: its folder and what it returned."""
     folder = tmp_path_factory.mktemp("staged") / "run"
     return folder, experiment.train(staged_config(), folder)

@@ -1,7 +1,6 @@
 """Sweeps: what a file asks for is what is trained, whatever happens on the way."""
 
 import ast
-import functools
 import importlib
 import json
 import os
@@ -11,7 +10,7 @@ import sys
 
 import pytest
 
-from fda_jax import experiment, models, report
+from fda_jax import experiment, report
 from fda_jax.experiment import loop, run, sweep
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.setup import ConfigError
@@ -29,13 +28,6 @@ SMALL = [
     "optimizer.learning_rate=0.5",
     "optimizer.schedule=constant",
 ]
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch, compilation_cache):
-    make = functools.partial(models.ResNet, stage_sizes=(1,), widths=(8,))
-    spec = models.ModelSpec(make, min_side=2)
-    monkeypatch.setattr(models, "MODELS", {**models.MODELS, "tiny": spec})
 
 
 @pytest.fixture
