@@ -2,6 +2,7 @@
 
 python -m fda_jax.report runs/fda runs/ste --out=runs
 python -m fda_jax.report runs/table2
+python -m fda_jax.report --index results
 python -m fda_jax.report --figure1 docs/images
 """
 
@@ -21,6 +22,15 @@ from fda_jax.experiment import (
 )
 from fda_jax.experiment.folder import WorkdirError
 
+# What a person has to say of a sweep, in its folder: stands on the page of `--index` as it is.
+NOTES = "notes.md"
+_INDEX = f"""# What has been measured
+
+Written by `python -m fda_jax.report --index DIR` from the folders beside this file. Each holds, for
+every run, its config.json, environment.json (packages, device, revision, command), metrics.jsonl
+(the whole curve) and result.json; its report has more columns. {tables.LEGEND} Given are mean and
+standard deviation over n seeds, and differences of pairs of runs with the same seed."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write report.md and pictures (PNG and SVG), and print the tables.
@@ -39,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if flags.figure1:
             text, written = _draw_figure1(flags.figure1)
+        elif flags.index:
+            text, written = _report_index(flags.index, mixed_revisions=flags.mixed_revisions)
         else:
             out = flags.out or flags.folders[0]
             is_sweep = len(flags.folders) == 1 and comparison.is_sweep(flags.folders[0])
@@ -79,9 +91,15 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="draw FDA-BNN's Figure 1 into this folder instead: functions and their spectra",
     )
+    parser.add_argument(
+        "--index",
+        type=Path,
+        metavar="DIR",
+        help="report every sweep in this folder, and all of them on one page, its README.md",
+    )
     flags = parser.parse_args(argv)
-    if bool(flags.folders) == bool(flags.figure1):
-        parser.error("give folders of runs, or --figure1 and its folder alone")
+    if sum(map(bool, (flags.folders, flags.figure1, flags.index))) != 1:
+        parser.error("give folders of runs, or --index or --figure1 and a folder alone")
     return flags
 
 
@@ -117,6 +135,36 @@ def _report_sweep(
             drawn = {f"Accuracy and time against {found.axis}": picture, **drawn}
         report = _write(out, text, drawn)
     return text, {"Tables": report, **drawn}
+
+
+def _report_index(folder: Path, *, mixed_revisions: bool) -> tuple[str, Mapping[str, Path]]:
+    """The text of the page, and where it and the report of each sweep were written."""
+    sweeps = sorted(path.parent for path in folder.glob("*/sweep.json"))
+    if not sweeps:
+        raise WorkdirError(
+            f"no folder in {folder} is a sweep's (none has a sweep.json): give the folder that "
+            "holds the --workdir of one or more sweeps"
+        )
+    written, parts = {}, [_INDEX]
+    for sweep in sweeps:
+        _, files = _report_sweep([sweep], sweep, mixed_revisions=mixed_revisions)
+        written[sweep.name] = files["Tables"]
+        found = comparison.read(sweep, mixed_revisions=mixed_revisions)
+        parts.append(f"## [{sweep.name}]({sweep.name}/report.md)")
+        parts.append(comparison_table.summary(found, mixed_revisions=mixed_revisions).rstrip("\n"))
+        parts += [
+            f"![{what}]({sweep.name}/{path.name})"
+            for what, path in files.items()
+            if path.suffix == ".png"
+        ]
+        notes = sweep / NOTES
+        if notes.is_file():
+            parts.append(notes.read_text(encoding="utf-8").strip("\n"))
+    text = "\n\n".join(parts) + "\n"
+    page = folder / "README.md"
+    with _writing(folder):
+        page.write_text(text, encoding="utf-8")
+    return text, {**written, "Page": page}
 
 
 def _draw_figure1(out: Path) -> tuple[str, Mapping[str, Path]]:

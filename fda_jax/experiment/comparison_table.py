@@ -1,7 +1,7 @@
 """A comparison as Markdown: what was asked, a table for each network, and how it was made."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from fda_jax.experiment.comparison import Comparison, Entry, Field, mean
 from fda_jax.experiment.logs import duration
@@ -20,12 +20,14 @@ class Column:
       cell: text of an entry.
       is_number: set flush right.
       is_optional: left out where no entry says anything.
+      is_detail: left out of a summary.
     """
 
     title: str
     cell: Callable[[Entry], str]
     is_number: bool = True
     is_optional: bool = True
+    is_detail: bool = False
 
 
 def markdown(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
@@ -51,16 +53,26 @@ def markdown(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
     if comparison.overrides:
         shared = ", ".join(f"`{key}={value}`" for key, value in comparison.overrides.items())
         parts.append(f"Overrides of all runs: {shared}.")
-    for field in comparison.fields:
-        shown = [
-            column
-            for column in columns(comparison, mixed_revisions=mixed_revisions)
-            if not column.is_optional or {*map(column.cell, field.entries)} != {_UNKNOWN}
-        ]
-        rows = [[column.cell(entry) for column in shown] for entry in field.entries]
-        numbers = {i for i, column in enumerate(shown) if column.is_number}
-        parts += [f"## {field.title}", table([c.title for c in shown], rows, numbers)]
-        parts += _single_seeds(field)
+    shown = columns(comparison, mixed_revisions=mixed_revisions)
+    parts += _tables(comparison, shown, "##")
+    return "\n\n".join([*parts, _origin(comparison)]) + "\n"
+
+
+def summary(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
+    """What was asked and what came out, without details: a section of a page of several sweeps.
+
+    Args:
+      comparison: of `comparison.read`.
+      mixed_revisions: give the table a column of revisions.
+
+    Returns:
+      The text, whose headings are of the third level.
+    """
+    parts = [comparison.question]
+    if comparison.missing:
+        parts.append(f"**Missing:** {len(comparison.missing)} of {comparison.asked} runs.")
+    made = columns(comparison, mixed_revisions=mixed_revisions)
+    parts += _tables(comparison, [column for column in made if not column.is_detail], "###")
     return "\n\n".join([*parts, _origin(comparison)]) + "\n"
 
 
@@ -87,16 +99,35 @@ def columns(comparison: Comparison, *, mixed_revisions: bool = False) -> list[Co
         Column(
             "last train loss",
             lambda entry: number(mean(run.train_loss for run in entry.runs), 1, ".4f"),
+            is_detail=True,
         ),
-        Column("flips in the last epoch (%)", _flips),
+        Column("flips in the last epoch (%)", _flips, is_detail=True),
         Column(
-            f"time a step ({other} = 1)", lambda entry: number(entry.relative_seconds, 1, ".2f")
+            f"time a step ({other} = 1)",
+            lambda entry: number(entry.relative_seconds, 1, ".2f"),
+            is_detail=True,
         ),
-        Column("images/s", _images_per_second),
-        Column("time a run", _seconds),
+        Column("images/s", _images_per_second, is_detail=True),
+        Column("time a run", _seconds, is_detail=True),
         Column("epochs", _epochs, is_optional=False),
         *([revision] if mixed_revisions else []),
     ]
+
+
+def _tables(comparison: Comparison, made: Sequence[Column], level: str) -> list[str]:
+    """A heading and a table for each network and dataset, and what stands below it."""
+    parts = []
+    for field in comparison.fields:
+        shown = [
+            column
+            for column in made
+            if not column.is_optional or {*map(column.cell, field.entries)} != {_UNKNOWN}
+        ]
+        rows = [[column.cell(entry) for column in shown] for entry in field.entries]
+        numbers = {i for i, column in enumerate(shown) if column.is_number}
+        parts += [f"{level} {field.title}", table([c.title for c in shown], rows, numbers)]
+        parts += _single_seeds(field)
+    return parts
 
 
 def _explanation(comparison: Comparison) -> str:

@@ -377,32 +377,52 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Result dx, int
 // Input channels of a tile of the weights' gradient, which lie side by side.
 constexpr int64_t kBlock = 4;
 
-// kTaps x kBlock x kLanes gradients in registers, over all pixels of an image.
-template <int kTaps>
-void gradient_tile(const float* image, int64_t row_step, int64_t pixel_step, const float* cotangent,
-                   int64_t rows, int64_t cols, float* gradient, int64_t tap_step,
-                   int64_t channel_step, int64_t channels) {
+// What a tile of the weights' gradient reads and writes, in floats.
+struct GradientSteps {
+  int64_t image, row, pixel;         // of the input, for neighbours of the output
+  int64_t tap, channel, channels;    // of the gradients, and how many channels there are
+};
+
+// kTaps x kBlock x kVectors vectors of gradients in registers, over all pixels of some images.
+template <int kTaps, int kVectors>
+void gradient_tile(const float* images, const float* cotangent, int64_t count, int64_t rows,
+                   int64_t cols, float* gradient, const GradientSteps& by) {
   for (int t = 0; t < kTaps; ++t)
-    for (int64_t c = 0; c < channels; ++c)
-      __builtin_prefetch(gradient + t * tap_step + c * channel_step, 1);
-  Vector sum[kTaps][kBlock] = {};
-  for (int64_t y = 0; y < rows; ++y) {
-    const float* pixel = image + y * row_step;
-    for (int64_t x = 0; x < cols; ++x, pixel += pixel_step, cotangent += kLanes) {
-      const Vector row = load(cotangent);
+    for (int64_t c = 0; c < by.channels; ++c)
+      for (int v = 0; v < kVectors; ++v)
+        __builtin_prefetch(gradient + t * by.tap + c * by.channel + v * kLanes, 1);
+  Vector sum[kTaps][kBlock][kVectors] = {};
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t y = 0; y < rows; ++y) {
+      const float* pixel = images + i * by.image + y * by.row;
+      for (int64_t x = 0; x < cols; ++x, pixel += by.pixel, cotangent += kVectors * kLanes) {
+        Vector row[kVectors];
+        for (int v = 0; v < kVectors; ++v) row[v] = load(cotangent + v * kLanes);
 #pragma GCC unroll 4
-      for (int t = 0; t < kTaps; ++t) {
+        for (int t = 0; t < kTaps; ++t) {
 #pragma GCC unroll 4
-        for (int c = 0; c < kBlock; ++c) sum[t][c] += pixel[t * kBlock + c] * row;
+          for (int c = 0; c < kBlock; ++c) {
+#pragma GCC unroll 2
+            for (int v = 0; v < kVectors; ++v) sum[t][c][v] += pixel[t * kBlock + c] * row[v];
+          }
+        }
       }
     }
   }
   for (int t = 0; t < kTaps; ++t) {
-    for (int64_t c = 0; c < channels; ++c) {
-      float* to = gradient + t * tap_step + c * channel_step;
-      store(to, load(to) + sum[t][c]);
+    for (int64_t c = 0; c < by.channels; ++c) {
+      for (int v = 0; v < kVectors; ++v) {
+        float* to = gradient + t * by.tap + c * by.channel + v * kLanes;
+        store(to, load(to) + sum[t][c][v]);
+      }
     }
   }
+}
+
+template <int kVectors>
+auto gradient_tile_of(int64_t taps) {
+  if (taps == 3) return gradient_tile<3, kVectors>;
+  return taps == 2 ? gradient_tile<2, kVectors> : gradient_tile<1, kVectors>;
 }
 
 // Copies kBlock channels of each pixel, or as many as there are.
@@ -428,7 +448,9 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
   const Shape border = border_of(in, out, kernel_rows, kernel_cols, stride, top, left);
   const int64_t pixels = out.height * out.width, plane = border.height * border.width * kBlock;
   const int64_t taps = kernel_cols <= kMostTaps ? kernel_cols : 1;
-  const auto tile = taps == 3 ? gradient_tile<3> : taps == 2 ? gradient_tile<2> : gradient_tile<1>;
+  const bool is_double = kSums == 16 && out.channels % (2 * kLanes) == 0;
+  const auto tile = is_double ? gradient_tile_of<2>(taps) : gradient_tile_of<1>(taps);
+  const int64_t width = (is_double ? 2 : 1) * kLanes;
   const int64_t size = dw->element_count();
   const int64_t parts = std::clamp<int64_t>((1 << 20) / size, 1, std::min<int64_t>(batch, 16));
   const int64_t units = (in.channels + kBlock - 1) / kBlock * kernel_rows;
@@ -441,10 +463,12 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
     const int64_t first = begin / kernel_rows, blocks = (end - 1) / kernel_rows + 1 - first;
     const int64_t last_image = (part + 1) * batch / parts;
     float* gradients = parts > 1 ? &sums[part * size] : dw->typed_data();
-    // Small images go together, so that the gradients of a tile are not fetched for each.
-    const int64_t together = std::clamp<int64_t>(256 / pixels, 1, (batch + parts - 1) / parts);
+    // As many images at a time as stay in the second-level cache: the gradients are fetched and
+    // stored once for all of them.
+    const int64_t together = std::clamp<int64_t>((3 << 16) / (blocks * plane + pixels * width), 1,
+                                                 (batch + parts - 1) / parts);
     std::vector<float> padded(together * blocks * plane, 0.f);
-    std::vector<float> cotangents(together * pixels * kLanes);
+    std::vector<float> cotangents(together * pixels * width);
     for (int64_t b = part * batch / parts; b < last_image; b += together) {
       const int64_t count = std::min(together, last_image - b);
       for (int64_t i = 0; i < count; ++i) {
@@ -458,23 +482,24 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
           }
         }
       }
-      for (int64_t o = 0; o < out.channels; o += kLanes) {
+      for (int64_t o = 0; o < out.channels; o += width) {
         const float* cotangent = g.typed_data() + b * pixels * out.channels + o;
-        if (out.channels != kLanes) {
+        if (out.channels != width) {
           for (int64_t p = 0; p < count * pixels; ++p)
-            store(&cotangents[p * kLanes], load(cotangent + p * out.channels));
+            for (int64_t v = 0; v < width; v += kLanes)
+              store(&cotangents[p * width + v], load(cotangent + p * out.channels + v));
           cotangent = cotangents.data();
         }
         for (int64_t unit = begin; unit < end; ++unit) {
           const int64_t row = unit % kernel_rows, k = unit / kernel_rows - first;
           const int64_t c = (first + k) * kBlock;
+          const GradientSteps by = {blocks * plane, stride * border.width * kBlock, stride * kBlock,
+                                    in.channels * out.channels, out.channels,
+                                    std::min(kBlock, in.channels - c)};
           for (int64_t t = 0; t < kernel_cols; t += taps)
-            for (int64_t i = 0; i < count; ++i)
-              tile(&padded[(i * blocks + k) * plane + (row * border.width + t) * kBlock],
-                   stride * border.width * kBlock, stride * kBlock, cotangent + i * pixels * kLanes,
-                   out.height, out.width,
-                   gradients + ((row * kernel_cols + t) * in.channels + c) * out.channels + o,
-                   in.channels * out.channels, out.channels, std::min(kBlock, in.channels - c));
+            tile(&padded[k * plane + (row * border.width + t) * kBlock], cotangent, count,
+                 out.height, out.width,
+                 gradients + ((row * kernel_cols + t) * in.channels + c) * out.channels + o, by);
         }
       }
     }

@@ -596,6 +596,33 @@ def test_the_command_line_reports_a_sweep_with_a_picture_of_1200_pixels(tmp_path
     assert not (folder / "curves.png").exists()
 
 
+def test_an_index_shows_every_sweep_of_a_folder_on_one_page(tmp_path, capsys):
+    for name, network in (("one", "resnet20"), ("two", "resnet8")):
+        runs = {"ste": [{"method": "ste", "network": network}] * 2, "fda": [{"network": network}]}
+        make_sweep(tmp_path / name, runs, sweep=name, question=f"Is it {name}?", seeds=2)
+    (tmp_path / "two" / "notes.md").write_text("Nobody knows.\n")
+    assert report.main(["--index", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert page.strip() in capsys.readouterr().out
+    first, second = page.split("\n## ")[1:]
+    assert first.startswith("[one](one/report.md)\n\nIs it one?\n\n**Missing:** 1 of 4 runs.")
+    assert "### resnet20 on cifar10" in first
+    assert "50.00 ± 0.00" in first
+    assert "train loss" not in first
+    assert "(one/one.png)" in first
+    assert "### resnet8 on cifar10" in second
+    assert second.rstrip().endswith("Nobody knows.")
+    for name in ("one", "two"):
+        assert "train loss" in (tmp_path / name / "report.md").read_text()
+
+
+def test_an_index_of_a_folder_without_sweeps_is_refused_with_a_remedy(tmp_path, capsys):
+    make_run(tmp_path / "run")
+    assert report.main(["--index", str(tmp_path)]) == 1
+    assert "give the folder that holds" in capsys.readouterr().err
+    assert not (tmp_path / "README.md").exists()
+
+
 @pytest.mark.parametrize("content", ["{", "{}", "[]"])
 def test_a_damaged_sweep_is_named_with_a_remedy(tmp_path, capsys, content):
     folder = make_sweep(tmp_path / "w", {"a": [{}]})
