@@ -94,6 +94,7 @@ class Trainer:
         self._evaluator = Evaluator(experiment)
         self._terminal = make_terminal(experiment)
         self._call = make_call(experiment)
+        self._rate = jax.jit(experiment.schedule)
         self._watch = None
         if self._plan.diagnose_every_steps:
             keys = _key(experiment, AUGMENT), _key(experiment, PROBE)
@@ -161,7 +162,7 @@ class Trainer:
                 "split": "train",
                 **train_means,
                 **self._flips(progress),
-                "learning_rate": float(np.asarray(self._experiment.schedule(step - 1))),
+                "learning_rate": float(self._rate(step - 1)),
                 "progress": (step - 1) / plan.total_steps,
                 "seconds": progress.seconds,
                 "images_per_second": rate,

@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <numeric>
 #include <type_traits>
 #include <vector>
@@ -35,6 +36,22 @@ typedef float Vector
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
+
+// Puts vectors where none straddles two lines of the cache.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  static constexpr std::align_val_t kLine{64};
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
+  friend bool operator==(LineAllocator, LineAllocator) { return true; }
+  friend bool operator!=(LineAllocator, LineAllocator) { return false; }
+};
+
+using Floats = std::vector<float, LineAllocator<float>>;
 
 // Runs items 0 .. count - 1 on the pool and on this thread. This thread takes whatever no other has
 // begun, and waits only for items that run already: it cannot starve when the pool is busy.
@@ -229,7 +246,7 @@ struct Gather {
   template <class Weight>
   void run(ffi::ThreadPool& pool, const float* images, int64_t batch, const Weight& weight,
            float* results) const {
-    const std::vector<std::vector<float>> weights = pack(weight);
+    const std::vector<Floats> weights = pack(pool, weight);
     const int64_t size = border.height * border.channels * border.width;
     // As many images at a time as stay in the second-level cache beside the weights.
     const int64_t together = std::clamp<int64_t>((1 << 17) / size, 1, 8);
@@ -237,7 +254,7 @@ struct Gather {
     const int64_t items = std::min(batch, 4 * pool.num_threads());
     parallel_for(pool, items, [&](int64_t item) {
       const int64_t end = (item + 1) * batch / items;
-      std::vector<float> padded(together * size, 0.f);
+      Floats padded(together * size, 0.f);
       for (int64_t b = item * batch / items; b < end; b += together) {
         const int64_t count = std::min(together, end - b);
         for (int64_t i = 0; i < count; ++i)
@@ -251,20 +268,22 @@ struct Gather {
 
   // The weights of each phase in the order in which its tiles read them.
   template <class Weight>
-  std::vector<std::vector<float>> pack(const Weight& weight) const {
-    std::vector<std::vector<float>> packed;
-    for (const Phase& phase : phases) {
-      std::vector<float> of;
-      of.reserve(phase.strips.size() * phase.together * in.channels * out.channels);
-      for (int64_t o = 0; o < out.channels; o += kLanes)
+  std::vector<Floats> pack(ffi::ThreadPool& pool, const Weight& weight) const {
+    const int64_t blocks = out.channels / kLanes;
+    std::vector<Floats> packed;
+    for (const Phase& phase : phases)
+      packed.emplace_back(phase.strips.size() * phase.together * in.channels * out.channels);
+    parallel_for(pool, blocks, [&](int64_t block) {
+      for (size_t p = 0; p < phases.size(); ++p) {
+        float* to = &packed[p][block * packed[p].size() / blocks];
         for (int64_t first = 0; first < in.channels; first += kDepth)
-          for (const Strip& strip : phase.strips)
+          for (const Strip& strip : phases[p].strips)
             for (int64_t i = first; i < std::min(first + kDepth, in.channels); ++i)
               for (const int64_t tap : strip.taps)
                 for (int64_t lane = 0; lane < kLanes; ++lane)
-                  of.push_back(weight(tap, i, o + lane));
-      packed.push_back(std::move(of));
-    }
+                  *to++ = weight(tap, i, block * kLanes + lane);
+      }
+    });
     return packed;
   }
 
@@ -455,7 +474,7 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
   const int64_t parts = std::clamp<int64_t>((1 << 20) / size, 1, std::min<int64_t>(batch, 16));
   const int64_t units = (in.channels + kBlock - 1) / kBlock * kernel_rows;
   const int64_t shares = std::min(units, (pool.num_threads() + parts - 1) / parts);
-  std::vector<float> sums(parts > 1 ? parts * size : 0, 0.f);
+  Floats sums(parts > 1 ? parts * size : 0, 0.f);
   if (parts == 1) std::memset(dw->typed_data(), 0, dw->size_bytes());
   parallel_for(pool, parts * shares, [&](int64_t item) {
     const int64_t part = item / shares, share = item % shares;
@@ -467,8 +486,8 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
     // stored once for all of them.
     const int64_t together = std::clamp<int64_t>((3 << 16) / (blocks * plane + pixels * width), 1,
                                                  (batch + parts - 1) / parts);
-    std::vector<float> padded(together * blocks * plane, 0.f);
-    std::vector<float> cotangents(together * pixels * width);
+    Floats padded(together * blocks * plane, 0.f);
+    Floats cotangents(together * pixels * width);
     for (int64_t b = part * batch / parts; b < last_image; b += together) {
       const int64_t count = std::min(together, last_image - b);
       for (int64_t i = 0; i < count; ++i) {
@@ -544,7 +563,7 @@ ffi::Error channel_sums(ffi::ThreadPool pool, Array a, Array b, Result sums) {
   while (channels * folds * 2 <= kWidth && size % (channels * folds * 2) == 0) folds *= 2;
   const int64_t width = channels * folds, rows = size / width;
   const int64_t items = (rows + kRows - 1) / kRows;
-  std::vector<float> parts(items * 2 * width);
+  Floats parts(items * 2 * width);
   parallel_for(pool, items, [&](int64_t item) {
     const int64_t first = item * kRows, count = std::min(kRows, rows - first);
     float* part = &parts[item * 2 * width];
@@ -576,8 +595,8 @@ constexpr int64_t kNumbers = 1 << 15;
 
 // (width, hidden) as rows of a vector each, the rest zeros; `at(i, j)` is a weight.
 template <class At>
-std::vector<float> as_vectors(int64_t width, int64_t hidden, const At& at) {
-  std::vector<float> padded(width * kLanes, 0.f);
+Floats as_vectors(int64_t width, int64_t hidden, const At& at) {
+  Floats padded(width * kLanes, 0.f);
   for (int64_t i = 0; i < width; ++i)
     for (int64_t j = 0; j < hidden; ++j) padded[i * kLanes + j] = at(i, j);
   return padded;
@@ -668,12 +687,12 @@ ffi::Error perceptron_gradient(ffi::ThreadPool pool, Array x, Array w1, Array w2
       as_vectors(width, hidden, [&](int64_t i, int64_t j) { return from1[i * hidden + j]; });
   const auto second =
       as_vectors(width, hidden, [&](int64_t i, int64_t j) { return from2[j * width + i]; });
-  std::vector<float> back(hidden * width);
+  Floats back(hidden * width);
   for (int64_t i = 0; i < width; ++i)
     for (int64_t j = 0; j < hidden; ++j) back[j * width + i] = from1[i * hidden + j];
   const int64_t size = hidden * width, rows_of_item = std::max<int64_t>(kNumbers / width, 1);
   const int64_t items = (rows + rows_of_item - 1) / rows_of_item;
-  std::vector<float> sums(items * 2 * size, 0.f);
+  Floats sums(items * 2 * size, 0.f);
   for_rows(pool, rows, rows_of_item, [&](int64_t item) { return &sums[item * 2 * size]; },
            [&](float* part, int64_t row, auto count) {
              const float* rows_x = x.typed_data() + row * width;

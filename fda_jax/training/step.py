@@ -41,6 +41,7 @@ class Health:
     loss: jax.Array
     grad_norm: jax.Array
 
+    @jax.jit
     def is_finite(self) -> jax.Array:
         """Whether both are finite, as a bool scalar."""
         return jnp.isfinite(self.loss) & jnp.isfinite(self.grad_norm)
