@@ -19,6 +19,7 @@ the difference to clipped STE is taken batch by batch.
     python benchmarks/gradient_direction.py --out=benchmarks/results
 """
 
+import argparse
 import dataclasses
 import functools
 import importlib
@@ -52,6 +53,7 @@ from fda_jax.training.step import (
 NAME = Path(__file__).stem
 FIGURE = f"{NAME}.png"
 SIGMA = 0.2
+SMALLEST = {"stage_sizes": (1,), "widths": (8,)}
 REFERENCE = "clipped STE"
 
 
@@ -106,7 +108,7 @@ def main() -> None:
     made = record.Record(
         NAME, "Does the Fourier estimator point nearer to the true gradient than clipped STE?"
     )
-    experiments = {name: load(name, args.epochs) for name in ("ste", "fda")}
+    experiments = {name: load(name, args) for name in ("ste", "fda")}
     prober = Prober(experiments["ste"], args.batch, args.probes)
     for trainer, experiment in experiments.items():
         for stage, (state, accuracy) in train(experiment).items():
@@ -122,14 +124,16 @@ def main() -> None:
     print(made.answer)
 
 
-def load(trainer: str, epochs: int) -> setup.Experiment:
+def load(trainer: str, args: argparse.Namespace) -> setup.Experiment:
     """The digits recipe with one of the two trainers, without noise modules or averages."""
     sys.path.insert(0, str(ROOT / "configs"))
     config = importlib.import_module("digits_resnet").get_config(trainer)
     config.method.noise = "none"
-    config.train.epochs = epochs
+    config.train.epochs = args.epochs
     config.train.ema_decay = 0.0
-    return setup.build(config.to_dict())
+    experiment = setup.build(config.to_dict())
+    small = experiment.model.clone(**SMALLEST) if args.tiny else experiment.model
+    return dataclasses.replace(experiment, model=small)
 
 
 def train(experiment: setup.Experiment) -> dict[str, tuple[TrainState, float]]:

@@ -9,8 +9,10 @@ times, no random ids, no version of the Python that ran it.
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -41,23 +43,27 @@ def main(words: Sequence[str] | None = None) -> int:
         if name not in known:
             parser.error(f"there is no notebook {name!r}: use one of {', '.join(known)}")
     scripts = [known[name] for name in asked.names or known]
-    wrong = False
-    for script in scripts:
-        target = script.with_suffix(".ipynb")
-        print(f"{target.name} ...", flush=True)
-        fresh = read_script(script)
-        try:
-            run(fresh)
-        except FAILURES as error:
-            print(f"{script.name} fails:\n{error}", file=sys.stderr)
-            wrong = True
-            continue
-        if not asked.check:
+    # Each has a kernel of its own; two keep two cores busy.
+    with ThreadPoolExecutor(2) as pool:
+        complaints = list(pool.map(functools.partial(refresh, check=asked.check), scripts))
+    return int(any(complaints))
+
+
+def refresh(script: Path, *, check: bool) -> str:
+    """Run a script and write its notebook, or compare the two; what is wrong, or ""."""
+    target, fresh = script.with_suffix(".ipynb"), read_script(script)
+    complaint = ""
+    try:
+        run(fresh)
+    except FAILURES as error:
+        complaint = f"{script.name} fails:\n{error}"
+    else:
+        if not check:
             nbformat.write(fresh, target)
         elif not target.exists() or sources(nbformat.read(target, as_version=4)) != sources(fresh):
-            print(f"{target.name} is not what {script.name} says: write it again", file=sys.stderr)
-            wrong = True
-    return int(wrong)
+            complaint = f"{target.name} is not what {script.name} says: write it again"
+    print(complaint or target.name, file=sys.stderr if complaint else sys.stdout, flush=True)
+    return complaint
 
 
 def read_script(script: Path) -> nbformat.NotebookNode:
