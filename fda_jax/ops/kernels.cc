@@ -471,9 +471,11 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
   const auto tile = is_double ? gradient_tile_of<2>(taps) : gradient_tile_of<1>(taps);
   const int64_t width = (is_double ? 2 : 1) * kLanes;
   const int64_t size = dw->element_count();
-  const int64_t parts = std::clamp<int64_t>((1 << 20) / size, 1, std::min<int64_t>(batch, 16));
+  int64_t parts = 1;  // a power of two: threads come in even numbers
+  while (parts < 16 && 2 * parts <= batch && 2 * parts * size <= 1 << 20) parts *= 2;
   const int64_t units = (in.channels + kBlock - 1) / kBlock * kernel_rows;
-  const int64_t shares = std::min(units, (pool.num_threads() + parts - 1) / parts);
+  // Two items for each thread even out their speeds; every share reads the whole cotangent.
+  const int64_t shares = std::min(units, (2 * pool.num_threads() + parts - 1) / parts);
   Floats sums(parts > 1 ? parts * size : 0, 0.f);
   if (parts == 1) std::memset(dw->typed_data(), 0, dw->size_bytes());
   parallel_for(pool, parts * shares, [&](int64_t item) {
