@@ -22,14 +22,14 @@ from fda_jax.experiment import (
 )
 from fda_jax.experiment.folder import WorkdirError
 
-# What a person has to say of a sweep, in its folder: stands on the page of `--index` as it is.
+# What a person has to say of some runs, in their folder: stands on the page of `--index` as it is.
 NOTES = "notes.md"
 _INDEX = f"""# What has been measured
 
-Written by `python -m fda_jax.report --index DIR` from the folders beside this file. Each holds, for
-every run, its config.json, environment.json (packages, device, revision, command), metrics.jsonl
-(the whole curve) and result.json; its report has more columns. {tables.LEGEND} Given are mean and
-standard deviation over n seeds, and differences of pairs of runs with the same seed."""
+Written by `{{}}` from the folders beside this file. Each holds, for every run, its config.json,
+environment.json (packages, device, revision, command), metrics.jsonl (the whole curve) and
+result.json; its report has more columns. {tables.LEGEND} Given are mean and standard deviation over
+n seeds, and differences of pairs of runs with the same seed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,7 +95,7 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         "--index",
         type=Path,
         metavar="DIR",
-        help="report every sweep in this folder, and all of them on one page, its README.md",
+        help="report every folder of runs in this one, and all of them on one page, its README.md",
     )
     flags = parser.parse_args(argv)
     if sum(map(bool, (flags.folders, flags.figure1, flags.index))) != 1:
@@ -138,26 +138,31 @@ def _report_sweep(
 
 
 def _report_index(folder: Path, *, mixed_revisions: bool) -> tuple[str, Mapping[str, Path]]:
-    """The text of the page, and where it and the report of each sweep were written."""
-    sweeps = sorted(path.parent for path in folder.glob("*/sweep.json"))
-    if not sweeps:
+    """The text of the page, and where it and the report of each folder were written."""
+    inside = sorted(path.parent for path in folder.glob("*/*") if path.is_dir())
+    folders = list(dict.fromkeys(inside))
+    if not folders:
         raise WorkdirError(
-            f"no folder in {folder} is a sweep's (none has a sweep.json): give the folder that "
-            "holds the --workdir of one or more sweeps"
+            f"no folder in {folder} holds runs: give the folder that holds the --workdir of one or "
+            "more sweeps"
         )
-    written, parts = {}, [_INDEX]
-    for sweep in sweeps:
-        _, files = _report_sweep([sweep], sweep, mixed_revisions=mixed_revisions)
-        written[sweep.name] = files["Tables"]
-        found = comparison.read(sweep, mixed_revisions=mixed_revisions)
-        parts.append(f"## [{sweep.name}]({sweep.name}/report.md)")
-        parts.append(comparison_table.summary(found, mixed_revisions=mixed_revisions).rstrip("\n"))
+    command = f"python -m fda_jax.report --index {folder}" + " --mixed-revisions" * mixed_revisions
+    written, parts = {}, [_INDEX.format(command)]
+    for part in folders:
+        is_sweep = comparison.is_sweep(part)
+        report, summary = (
+            (_report_sweep, _sum_up_sweep) if is_sweep else (_report_runs, _sum_up_runs)
+        )
+        _, files = report([part], part, mixed_revisions=mixed_revisions)
+        written[part.name] = files["Tables"]
+        parts.append(f"## [{part.name}]({part.name}/report.md)")
+        parts.append(summary(part, mixed_revisions=mixed_revisions))
         parts += [
-            f"![{what}]({sweep.name}/{path.name})"
+            f"![{what}]({part.name}/{path.name})"
             for what, path in files.items()
             if path.suffix == ".png"
         ]
-        notes = sweep / NOTES
+        notes = part / NOTES
         if notes.is_file():
             parts.append(notes.read_text(encoding="utf-8").strip("\n"))
     text = "\n\n".join(parts) + "\n"
@@ -165,6 +170,16 @@ def _report_index(folder: Path, *, mixed_revisions: bool) -> tuple[str, Mapping[
     with _writing(folder):
         page.write_text(text, encoding="utf-8")
     return text, {**written, "Page": page}
+
+
+def _sum_up_sweep(folder: Path, *, mixed_revisions: bool) -> str:
+    found = comparison.read(folder, mixed_revisions=mixed_revisions)
+    return comparison_table.summary(found, mixed_revisions=mixed_revisions)
+
+
+def _sum_up_runs(folder: Path, *, mixed_revisions: bool) -> str:
+    del mixed_revisions  # the table has a column of revisions in any case
+    return tables.summary(tables.group_runs(tables.read_runs([folder])))
 
 
 def _draw_figure1(out: Path) -> tuple[str, Mapping[str, Path]]:

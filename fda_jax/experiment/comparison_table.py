@@ -35,7 +35,7 @@ def markdown(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
 
     Args:
       comparison: of `comparison.read`.
-      mixed_revisions: give the table a column of revisions.
+      mixed_revisions: give a table of several revisions a column of them.
 
     Returns:
       The text, from its first heading to its last line.
@@ -63,7 +63,7 @@ def summary(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
 
     Args:
       comparison: of `comparison.read`.
-      mixed_revisions: give the table a column of revisions.
+      mixed_revisions: give a table of several revisions a column of them.
 
     Returns:
       The text, whose headings are of the third level.
@@ -73,15 +73,15 @@ def summary(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
         parts.append(f"**Missing:** {len(comparison.missing)} of {comparison.asked} runs.")
     made = columns(comparison, mixed_revisions=mixed_revisions)
     parts += _tables(comparison, [column for column in made if not column.is_detail], "###")
-    return "\n\n".join([*parts, _origin(comparison)]) + "\n"
+    return "\n\n".join([*parts, _origin(comparison)])
 
 
 def columns(comparison: Comparison, *, mixed_revisions: bool = False) -> list[Column]:
     """The columns that a table of this comparison can have."""
-    baselines = {
-        entry.baseline for field in comparison.fields for entry in field.entries if entry.baseline
-    }
+    entries = [entry for field in comparison.fields for entry in field.entries]
+    baselines = {entry.baseline for entry in entries if entry.baseline}
     other = min(baselines) if len(baselines) == 1 else "baseline"
+    revisions = {run.revision for entry in entries for run in entry.runs}
     revision = Column("revision", _revision, is_number=False, is_optional=False)
     return [
         Column("run", lambda entry: entry.name, is_number=False, is_optional=False),
@@ -110,7 +110,7 @@ def columns(comparison: Comparison, *, mixed_revisions: bool = False) -> list[Co
         Column("images/s", _images_per_second, is_detail=True),
         Column("time a run", _seconds, is_detail=True),
         Column("epochs", _epochs, is_optional=False),
-        *([revision] if mixed_revisions else []),
+        *([revision] if mixed_revisions and len(revisions) > 1 else []),
     ]
 
 

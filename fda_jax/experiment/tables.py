@@ -196,15 +196,20 @@ def markdown(groups: Iterable[Group]) -> str:
     Returns:
       The text, from its first heading to its last line.
     """
-    parts = ["# Runs", LEGEND]
+    return "\n\n".join(["# Runs", LEGEND, summary(groups, "##")]) + "\n"
+
+
+def summary(groups: Iterable[Group], level: str = "###") -> str:
+    """The tables alone, each below a heading of this level."""
+    parts = []
     for group in groups:
         parts += [
-            f"## {group.title}",
+            f"{level} {group.title}",
             table(COLUMNS, [row for part in group.configurations for row in _rows(part)], _NUMBERS),
             "Made by:",
             _commands(group),
         ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def spread(values: Sequence[float]) -> str:

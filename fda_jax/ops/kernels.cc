@@ -484,10 +484,9 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
     const int64_t first = begin / kernel_rows, blocks = (end - 1) / kernel_rows + 1 - first;
     const int64_t last_image = (part + 1) * batch / parts;
     float* gradients = parts > 1 ? &sums[part * size] : dw->typed_data();
-    // As many images at a time as stay in the second-level cache: the gradients are fetched and
-    // stored once for all of them.
-    const int64_t together = std::clamp<int64_t>((3 << 16) / (blocks * plane + pixels * width), 1,
-                                                 (batch + parts - 1) / parts);
+    // Some images at a time, so that the gradients are fetched and stored once for all of them; as
+    // many as mostly stay in the second-level cache, whatever the share, which must not matter.
+    const int64_t together = std::clamp<int64_t>(768 / pixels, 1, (batch + parts - 1) / parts);
     Floats padded(together * blocks * plane, 0.f);
     Floats cotangents(together * pixels * width);
     for (int64_t b = part * batch / parts; b < last_image; b += together) {

@@ -600,7 +600,7 @@ def test_an_index_shows_every_sweep_of_a_folder_on_one_page(tmp_path, capsys):
     for name, network in (("one", "resnet20"), ("two", "resnet8")):
         runs = {"ste": [{"method": "ste", "network": network}] * 2, "fda": [{"network": network}]}
         make_sweep(tmp_path / name, runs, sweep=name, question=f"Is it {name}?", seeds=2)
-    (tmp_path / "two" / "notes.md").write_text("Nobody knows.\n")
+    (tmp_path / "two" / report.NOTES).write_text("Nobody knows.\n")
     assert report.main(["--index", str(tmp_path)]) == 0
     page = (tmp_path / "README.md").read_text()
     assert page.strip() in capsys.readouterr().out
@@ -616,8 +616,19 @@ def test_an_index_shows_every_sweep_of_a_folder_on_one_page(tmp_path, capsys):
         assert "train loss" in (tmp_path / name / "report.md").read_text()
 
 
-def test_an_index_of_a_folder_without_sweeps_is_refused_with_a_remedy(tmp_path, capsys):
-    make_run(tmp_path / "run")
+def test_an_index_shows_runs_that_are_of_no_sweep_too(tmp_path):
+    for revision in "01":
+        make_run(tmp_path / "some" / f"run{revision}", revision=8 * revision)
+    assert report.main(["--index", str(tmp_path)]) == 1
+    assert not (tmp_path / "README.md").exists()
+    assert report.main(["--index", str(tmp_path), "--mixed-revisions"]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "## [some](some/report.md)\n\n### resnet20 on cifar10" in page
+    assert "(some/curves.png)" in page
+
+
+def test_an_index_of_a_folder_without_runs_is_refused_with_a_remedy(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
     assert report.main(["--index", str(tmp_path)]) == 1
     assert "give the folder that holds" in capsys.readouterr().err
     assert not (tmp_path / "README.md").exists()

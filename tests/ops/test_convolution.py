@@ -229,3 +229,41 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, expected):
     answer, state, _ = run_program(tmp_path)
     assert answer == expected
     assert state.startswith("Kernels")
+
+
+# Prints a digest of the weight gradients of a narrow and of two wide layers.
+GRADIENTS = """
+import hashlib, os, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(sys.argv[1])])
+import jax, jax.numpy as jnp
+from fda_jax.ops import convolve
+digest = hashlib.sha256()
+for batch, side, inputs, outputs in ((20, 8, 16, 32), (16, 16, 128, 256), (40, 4, 384, 512)):
+    x = jax.random.normal(jax.random.key(0), (batch, side, side, inputs))
+    w = jnp.zeros((3, 3, inputs, outputs))
+    y, back = jax.vjp(lambda w: convolve(x, w, 1, ((1, 1), (1, 1))), w)
+    digest.update(jax.jit(back)(jax.random.normal(jax.random.key(1), y.shape))[0].tobytes())
+print(digest.hexdigest())
+"""
+
+
+@pytest.mark.slow
+@needs_kernels
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="needs two cores",
+)
+def test_the_bits_of_a_weight_gradient_do_not_depend_on_the_number_of_cores():
+    answers = [
+        subprocess.run(
+            [sys.executable, "-c", GRADIENTS, cores],
+            cwd=REPOSITORY,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for cores in "12"
+    ]
+    assert len(answers[0].strip()) == 64
+    assert answers[0] == answers[1]

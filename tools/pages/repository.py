@@ -23,7 +23,7 @@ ALWAYS = (
     "configs/*.py",
     "notebooks/*.ipynb",
     "results/README.md",
-    "results/*/*.md",
+    "results/*/report.md",
 )
 PAGES = (".md", ".ipynb")
 PICTURES = (".png", ".svg", ".jpg")
