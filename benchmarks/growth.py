@@ -1,8 +1,8 @@
 """How a training step's time, work and memory grow with each size of the problem.
 
 ResNet-20 with FDA at one base setting, and along each axis one size is changed: the batch, the
-width, the depth, the number of Fourier terms. Work is the FLOPs that XLA counts in the compiled
-step, memory its temporary buffers. On an axis the steps of all its settings alternate. The
+width, the depth, the number of Fourier terms. Work is the FLOPs that XLA counts in the step
+before it optimises, memory the temporary buffers. On an axis the steps of all its settings alternate. The
 exponent p is that of size^p, fitted by least squares to the logarithms.
 
     python benchmarks/growth.py --out=runs/growth
@@ -118,7 +118,7 @@ def measure(axis: Axis, base: Size, make: Any, rounds: int) -> dict[str, Any]:
         {
             "value": value,
             "seconds": sides.median(answers[str(value)]),
-            "flops": float(steppers[str(value)].compiled.cost_analysis()["flops"]),
+            "flops": steppers[str(value)].flops(),
             "temp_bytes": steppers[str(value)].compiled.memory_analysis().temp_size_in_bytes,
             "compile_seconds": steppers[str(value)].compile_seconds,
             "turns": answers[str(value)],
@@ -241,7 +241,7 @@ def draw(axes: Sequence[Axis], measured: Mapping[str, Any], path: Any) -> None:
         # A flat axis would otherwise be magnified until noise looks like growth.
         low, high = panel.get_ylim()
         panel.set_ylim(min(low, 0.5), max(high, 10.0))
-        panel.legend(fontsize="small", loc="upper left")
+        panel.legend(fontsize="small")
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("ratio to the smallest size")
     figure.suptitle("Growth of a training step: size^p")

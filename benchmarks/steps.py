@@ -125,15 +125,24 @@ class Stepper:
 
     Attributes:
       compile_seconds: tracing and compilation.
-      compiled: the executable, for its cost and memory analyses.
+      compiled: the executable, for its memory analysis.
     """
 
     def __init__(self, setting: Setting) -> None:
         jitted = jax.jit(setting.train_step, donate_argnums=0)
         start = time.perf_counter()
-        self.compiled = jitted.lower(setting.state, setting.batch, setting.key).compile()
+        self._traced = jitted.trace(setting.state, setting.batch, setting.key)
+        self.compiled = self._traced.lower().compile()
         self.compile_seconds = time.perf_counter() - start
         self._state, self._batch, self._key = setting.state, setting.batch, setting.key
+
+    def flops(self) -> float:
+        """FLOPs of a step, as XLA counts them on the CPU before it optimises.
+
+        It cannot look into our kernels, so those of the program for another platform are counted.
+        """
+        analysis = self._traced.lower(lowering_platforms=("cuda",)).cost_analysis()
+        return float((analysis or {})["flops"])
 
     def at(self, step: int) -> "Stepper":
         """The same program with a copy of the parameters, at this step of training."""
