@@ -26,10 +26,14 @@ from fda_jax.experiment.folder import WorkdirError
 NOTES = "notes.md"
 _INDEX = f"""# What has been measured
 
-Written by `{{}}` from the folders beside this file. Each holds, for every run, its config.json,
-environment.json (packages, device, revision, command), metrics.jsonl (the whole curve) and
-result.json; its report has more columns. {tables.LEGEND} Given are mean and standard deviation over
-n seeds, and differences of pairs of runs with the same seed."""
+Written by
+
+    {{}}
+
+from the folders beside this file. Each holds, for every run, its config.json, environment.json
+(packages, device, revision, command), metrics.jsonl (the whole curve) and result.json; its report
+says more. {tables.LEGEND} Given are mean and standard deviation over n seeds, and differences of
+pairs of runs with the same seed."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
