@@ -1,8 +1,8 @@
 """How a training step's time, work and memory grow with each size of the problem.
 
 ResNet-20 with FDA at one base setting, and along each axis one size is changed: the batch, the
-width, the depth, the number of Fourier terms. Work is the FLOPs that XLA counts in the step
-before it optimises, memory the temporary buffers. On an axis the steps of all its settings alternate. The
+width, the depth, the number of Fourier terms. Work is the FLOPs that XLA counts in the step before
+it optimises, memory the temporary buffers. On an axis the steps of all its settings alternate. The
 exponent p is that of size^p, fitted by least squares to the logarithms.
 
     python benchmarks/growth.py --out=runs/growth
