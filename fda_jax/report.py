@@ -24,7 +24,8 @@ from fda_jax.experiment.folder import WorkdirError
 
 # What a person has to say of some runs, in their folder: stands on the page of `--index` as it is.
 NOTES = "notes.md"
-_INDEX = f"""# What has been measured
+_HEADING = "# What has been measured"
+_INDEX = f"""{_HEADING}
 
 Written by
 
@@ -143,13 +144,15 @@ def _report_sweep(
 
 def _report_index(folder: Path, *, mixed_revisions: bool) -> tuple[str, Mapping[str, Path]]:
     """The text of the page, and where it and the report of each folder were written."""
-    inside = sorted(path.parent for path in folder.glob("*/*") if path.is_dir())
-    folders = list(dict.fromkeys(inside))
+    folders = sorted({path.parent for path in folder.glob("[!.]*/*") if path.is_dir()})
     if not folders:
         raise WorkdirError(
             f"no folder in {folder} holds runs: give the folder that holds the --workdir of one or "
             "more sweeps"
         )
+    page = folder / "README.md"
+    if page.is_file() and not page.read_text(encoding="utf-8").startswith(_HEADING):
+        raise WorkdirError(f"{page} is not a page of --index: move it away, or it would be lost")
     command = f"python -m fda_jax.report --index {folder}" + " --mixed-revisions" * mixed_revisions
     written, parts = {}, [_INDEX.format(command)]
     for part in folders:
@@ -170,7 +173,6 @@ def _report_index(folder: Path, *, mixed_revisions: bool) -> tuple[str, Mapping[
         if notes.is_file():
             parts.append(notes.read_text(encoding="utf-8").strip("\n"))
     text = "\n\n".join(parts) + "\n"
-    page = folder / "README.md"
     with _writing(folder):
         page.write_text(text, encoding="utf-8")
     return text, {**written, "Page": page}

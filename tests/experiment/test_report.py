@@ -627,6 +627,14 @@ def test_an_index_shows_runs_that_are_of_no_sweep_too(tmp_path):
     assert "(some/curves.png)" in page
 
 
+def test_an_index_does_not_replace_a_page_that_a_person_wrote(tmp_path, capsys):
+    make_sweep(tmp_path / "one", {"ste": [{"method": "ste"}]})
+    (tmp_path / "README.md").write_text("# Mine")
+    assert report.main(["--index", str(tmp_path)]) == 1
+    assert "move it away" in capsys.readouterr().err
+    assert (tmp_path / "README.md").read_text() == "# Mine"
+
+
 def test_an_index_of_a_folder_without_runs_is_refused_with_a_remedy(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert report.main(["--index", str(tmp_path)]) == 1
