@@ -169,7 +169,9 @@ def test_a_bad_checkpoint_folder_is_reported_and_nothing_is_lost(whole, tmp_path
 def test_the_learning_rate_and_progress_are_logged(whole):
     trained = [row for row in rows(whole[0]) if row["split"] == "train"]
     assert trained[-1]["progress"] == pytest.approx(0.9)
-    assert trained[-1]["learning_rate"] == pytest.approx(0.01 * (1 + math.cos(0.9 * math.pi)))
+    # In float32 the cosine near -1 leaves six digits.
+    expected = 0.01 * (1 + math.cos(0.9 * math.pi))
+    assert trained[-1]["learning_rate"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_run_that_is_looked_at_ends_as_one_that_is_not(whole, tmp_path, monkeypatch):
