@@ -49,9 +49,6 @@ def main() -> None:
     config.train.steps_per_call = 1
     config.diagnostics.every_steps = 1
     experiment = setup.build(config.to_dict())
-    if args.tiny:
-        small = experiment.model.clone(stage_sizes=(1,), widths=(8,))
-        experiment = dataclasses.replace(experiment, model=small)
     with tempfile.TemporaryDirectory() as folder:
         turns = make_turns(experiment, RunFolder(Path(folder)), tiny=args.tiny)
         for turn in turns.values():
