@@ -131,7 +131,7 @@ def make_parts(args: argparse.Namespace, variables: str) -> dict[str, Part]:
             made[f"torch {mode}"] = dataclasses.replace(ours, mode=mode, variables=start)
         return Part(seconds, made)
 
-    seeds = (2,) if args.tiny else (1, 2, 4, 8, 16, 32)
+    seeds = (1, 2) if args.tiny else (1, 2, 4, 8, 16, 32)
     several = {f"{n} seeds": dataclasses.replace(base, seeds=n) for n in seeds}
     parts = {"bf16_128": beside_torch(150, evaluate=True), "seeds": Part(150, several)}
     if args.tiny:

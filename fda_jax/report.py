@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write report.md and pictures (PNG and SVG), and print the tables.
 
     A sweep's folder, given alone, is reported as one: its runs side by side in one table, and
-    pictures with the sweep's name.
+    pictures with the sweep's name. `--index` does so for every folder in one, and writes a page of
+    all of them.
 
     Args:
       argv: the words of the command line; None takes the process's own.
@@ -151,7 +152,7 @@ def _report_index(folder: Path, *, mixed_revisions: bool) -> tuple[str, Mapping[
             "more sweeps"
         )
     page = folder / "README.md"
-    if page.is_file() and not page.read_text(encoding="utf-8").startswith(_HEADING):
+    if page.is_file() and not page.read_bytes().startswith(_HEADING.encode()):
         raise WorkdirError(f"{page} is not a page of --index: move it away, or it would be lost")
     command = f"python -m fda_jax.report --index {folder}" + " --mixed-revisions" * mixed_revisions
     written, parts = {}, [_INDEX.format(command)]
