@@ -14,6 +14,7 @@ import optax
 from fda_jax import models
 from fda_jax.layers import Method, make_method
 from fda_jax.training.optimizer import make_optimizer, make_schedule
+from fda_jax.training.packing import pack_parameters
 from fda_jax.training.state import TrainState, init_state
 from fda_jax.training.step import Batch, Preprocessing, TrainStep, make_train_step
 
@@ -100,7 +101,7 @@ def make_setting(
         state = init_state(model, optimizer, key, image_shape_hwc, with_ema=False)
     else:
         state = jax.tree.map(jnp.copy, state.replace(opt_state={}))
-        state = state.replace(opt_state=optimizer.init(state.params))
+        state = state.replace(opt_state=optimizer.init(pack_parameters(state.params)))
     train_step = make_train_step(
         model, optimizer, preprocessing, total_steps=TOTAL_STEPS, axis_name=axis_name
     )

@@ -1,6 +1,7 @@
 """Floor 1: flax.linen layers, and the table of methods that fills them."""
 
 from fda_jax.layers.binary import BinaryConv, BinaryDense
+from fda_jax.layers.jointly import quantize_weights
 from fda_jax.layers.methods import METHODS, Method, lookup, make_method
 from fda_jax.layers.nonlinearities import NONLINEARITIES, nonlinearity
 from fda_jax.layers.quantizers import (
@@ -26,5 +27,6 @@ __all__ = [
     "lookup",
     "make_method",
     "nonlinearity",
+    "quantize_weights",
     "weight_scale",
 ]

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 
 from fda_jax import ops
 from fda_jax.layers.methods import Method, make_method
-from fda_jax.layers.quantizers import ActivationQuantizer, Quantizer, WeightQuantizer
+from fda_jax.layers.quantizers import (
+    QUANTIZED,
+    ActivationQuantizer,
+    Quantizer,
+    WeightQuantizer,
+)
 
 
 class BinaryConv(nn.Module):
@@ -110,7 +115,11 @@ def _operands(
     train = train or layer.is_initializing()
     quantize_a = _quantizer(layer, ActivationQuantizer, method.activation, "activation")
     quantize_w = _quantizer(layer, WeightQuantizer, method.weight, "weight")
-    binary_w = quantize_w(w, train=train, progress=progress)
+    quantized = layer.get_variable(QUANTIZED, "kernel")
+    if quantized is not None and quantized.quantizer == method.weight:
+        binary_w = quantized.kernel
+    else:
+        binary_w = quantize_w(w, train=train, progress=progress)
     if not layer.is_initializing():
         layer.sow("effective_weights", "kernel", binary_w)
     binary_a = quantize_a(a.astype(layer.dtype), train=train, progress=progress)

@@ -15,6 +15,8 @@ Transform = Callable[[jax.Array, jax.Array | float], jax.Array]
 NOISE_READINGS = ("forward", "backward")
 WEIGHT_AXES = ("filter", "channels")
 ACTIVATION_AXES = ("channels", "pixels")
+# The collection in which a layer looks for weights that are quantized already, see `Quantized`.
+QUANTIZED = "quantized"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,20 @@ class Quantizer:
 
     def __post_init__(self) -> None:
         _check_choice("scale", self.scale, SCALES)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """Weights of a layer that are quantized already, and by what.
+
+    Attributes:
+      kernel: as `WeightQuantizer` returns it in training.
+      quantizer: whose they are; a layer with another one does not take them.
+    """
+
+    kernel: jax.Array
+    quantizer: Quantizer = dataclasses.field(metadata={"static": True})
 
 
 class NoiseAdaptation(nn.Module):

@@ -10,6 +10,8 @@ from fda_jax.ops.trigonometry import sine
 
 SHORTCUTS = ("none", "linear", "sine")
 NOISE_SCHEDULES = ("cosine", "linear", "constant")
+# Hidden units up to which their product is written out.
+_NARROW = 8
 
 
 def shortcut(t: jax.Array, kind: str, slope: float) -> jax.Array:
@@ -67,7 +69,20 @@ def _perceptron(t: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
 
 
 def _plain(t: jax.Array, w1: jax.Array, w2: jax.Array) -> jax.Array:
-    return jax.nn.relu(t @ w1) @ w2
+    return _widen(jax.nn.relu(t @ w1), w2)
+
+
+def _widen(hidden: jax.Array, w: jax.Array) -> jax.Array:
+    """Multiply hidden (..., h) by w (h, d); as sums of products where h is small.
+
+    Those become part of the loop round them, so that a result as wide as the activations is not
+    written to memory and read again.
+    """
+    if len(w) > _NARROW:
+        return hidden @ w
+    wide = jnp.float32
+    terms = [hidden[..., i : i + 1].astype(wide) * w[i].astype(wide) for i in range(len(w))]
+    return sum(terms[1:], terms[0]).astype(hidden.dtype)
 
 
 def _forward(t: jax.Array, w1: jax.Array, w2: jax.Array) -> tuple:
@@ -101,7 +116,7 @@ def _gradient(
     """The gradient of t, and the gradients of W1^T and W2 beside one another."""
     inner = t @ w1
     hidden = jnp.where(inner > 0, g @ w2.T, 0)
-    return hidden @ w1.T, jnp.stack([hidden.T @ t, jax.nn.relu(inner).T @ g])
+    return _widen(hidden, w1.T), jnp.stack([hidden.T @ t, jax.nn.relu(inner).T @ g])
 
 
 def _fits(w1: jax.Array, lanes: int) -> bool:

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, from the words of a configuration."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -9,6 +10,7 @@ import optax
 
 from fda_jax import ops
 from fda_jax.models.summary import GROUPS, group_labels
+from fda_jax.training.packing import Packed, pack_parameters, unpacked
 from fda_jax.training.plan import choose, require
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -104,7 +106,7 @@ def make_optimizer(
       total_steps: length of the run, by which a latent rule knows the progress.
 
     Returns:
-      An `optax.GradientTransformation`.
+      An `optax.GradientTransformation` of trees of parameters, or of `Packed` ones.
 
     Raises:
       ValueError: an unknown name or group, or a number out of its range.
@@ -118,8 +120,7 @@ def make_optimizer(
     require(0 <= momentum < 1, "optimizer.momentum", momentum, "must lie in [0, 1)")
 
     def decays(params: optax.Params) -> optax.Params:
-        labels = group_labels(cast(Mapping[str, Any], params))
-        return jax.tree.map(lambda group: group in decay_groups, labels)
+        return jax.tree.map(lambda group: group in decay_groups, _labels(params))
 
     decay = optax.add_decayed_weights(weight_decay, mask=decays)
     limits = [optax.clip(clip_value)] if clip_value else []
@@ -141,6 +142,7 @@ def _with_latents(
     """Let a rule decide what the optimizer's step does to latent weights."""
 
     def latents(tree: Any) -> list[jax.Array]:
+        tree = unpacked(tree)
         groups = jax.tree.leaves(group_labels(tree))
         pairs = zip(jax.tree.leaves(tree), groups, strict=True)
         return [leaf for leaf, group in pairs if group == "binary"]
@@ -164,11 +166,21 @@ def _with_latents(
             steps.append(after - w)
             kept.append(memory)
         rest = iter(steps)
-        updates = jax.tree.map(
+        tree = unpacked(updates)
+        moved: Any = jax.tree.map(
             lambda update, group: next(rest) if group == "binary" else update,
-            updates,
-            group_labels(cast(Mapping[str, Any], updates)),
+            tree,
+            group_labels(tree),
         )
-        return updates, (inner, step + 1, kept)
+        if isinstance(updates, Packed):
+            moved = pack_parameters(moved)
+        return moved, (inner, step + 1, kept)
 
     return optax.GradientTransformation(init, update)
+
+
+def _labels(params: Any) -> Any:
+    """The tree of `params` with the name of its group at each leaf."""
+    if isinstance(params, Packed):
+        return dataclasses.replace(params, vectors={group: group for group in params.vectors})
+    return group_labels(params)

@@ -1,5 +1,6 @@
 """What a run carries from step to step: arrays only."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -10,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fda_jax.training.packing import pack_parameters, pack_statistics, unpacked
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -19,7 +22,7 @@ class TrainState:
       step: int32 scalar, number of finished steps.
       params: latent weights and all other trained parameters, float32.
       batch_stats: running statistics of batch normalisation.
-      opt_state: of the optimizer.
+      opt_state: of the optimizer, which sees the parameters packed.
       ema: exponential moving averages of params and batch_stats, or {} without them.
     """
 
@@ -33,6 +36,29 @@ class TrainState:
         """The variables that evaluation uses: the averaged ones where there are some."""
         raw = {"params": self.params, "batch_stats": self.batch_stats}
         return dict(self.ema) if self.ema else raw
+
+    def pack(self) -> "TrainState":
+        """The same with parameters and statistics packed, as a loop of steps carries them."""
+        return self._mapped(pack_parameters, pack_statistics)
+
+    def unpack(self) -> "TrainState":
+        """The same with every tree as it is between calls."""
+        return self._mapped(unpacked, unpacked)
+
+    def _mapped(
+        self, params: Callable[[Any], Any], batch_stats: Callable[[Any], Any]
+    ) -> "TrainState":
+        mapped = {
+            "params": params(self.params),
+            "batch_stats": batch_stats(self.batch_stats),
+        }
+        averaged = {}
+        if self.ema:
+            averaged = {
+                "params": params(self.ema["params"]),
+                "batch_stats": batch_stats(self.ema["batch_stats"]),
+            }
+        return dataclasses.replace(self, **mapped, ema=averaged)
 
 
 def init_state(
@@ -69,7 +95,7 @@ def init_state(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
+            opt_state=optimizer.init(cast(Any, pack_parameters(params))),
             ema=averaged if with_ema else {},
         )
 

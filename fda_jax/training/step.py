@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from fda_jax import data
+from fda_jax.layers import Quantizer, make_method, quantize_weights
 from fda_jax.training.losses import cross_entropy
 from fda_jax.training.metrics import Metrics
+from fda_jax.training.packing import Packed, pack_parameters, pack_statistics, unpacked
 from fda_jax.training.state import TrainState
 
 
@@ -115,16 +117,24 @@ def make_loss(
       collections. Of the state it reads step and statistics, not the parameters.
     """
 
+    quantizer = _weight_quantizer(model)
+
     def loss_fn(params: Any, state: TrainState, images: jax.Array, labels: jax.Array) -> tuple:
+        progress = state.step / total_steps
+        quantized, penalty = {}, jnp.float32(0)
+        if isinstance(params, Packed):
+            params = params.tree()
+            if quantizer is not None:
+                quantized, penalty = quantize_weights(quantizer, params, progress)
         logits, updates = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": params, "batch_stats": unpacked(state.batch_stats), **quantized},
             images,
             train=True,
-            progress=state.step / total_steps,
+            progress=progress,
             mutable=list(collections),
         )
         losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        penalty = sum(jax.tree.leaves(updates.get("penalties", {})), jnp.float32(0))
+        penalty += sum(jax.tree.leaves(updates.get("penalties", {})), jnp.float32(0))
         return jnp.mean(losses) + penalty, (logits, losses, updates)
 
     return loss_fn
@@ -157,14 +167,23 @@ def make_update(
 ) -> Callable[[TrainState, Any, Any], TrainState]:
     """Make the function (state, gradient, batch_stats) -> the state after the optimizer's step.
 
+    The optimizer sees parameters and gradient packed; the state that comes out is packed where the
+    one that came in was.
+
     Args:
       optimizer: optax transform.
       ema_decay: see `make_train_step`.
     """
 
     def update(state: TrainState, grads: Any, batch_stats: Any) -> TrainState:
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = cast(Mapping[str, Any], optax.apply_updates(state.params, updates))
+        before: Any = pack_parameters(state.params)
+        gradient: Any = pack_parameters(grads)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, before)
+        params: Any = optax.apply_updates(before, updates)
+        if before is state.params:
+            batch_stats = pack_statistics(batch_stats)
+        else:
+            params = unpacked(params)
         return TrainState(
             step=state.step + 1,
             params=params,
@@ -216,6 +235,7 @@ def make_train_step(
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
             metrics = jax.lax.psum(metrics, axis_name)
+        grads = pack_parameters(grads)
         new = update(state, grads, changed.get("batch_stats", {}))
         return new, metrics, Health(loss, optax.global_norm(grads))
 
@@ -263,13 +283,13 @@ def make_train_call(train_step: TrainStep, *, steps_per_call: int) -> Callable[.
         if steps_per_call == 1:
             return step_at(0, state, totals)
         # The state has not moved yet, so a health of zeros lets the loop begin.
-        start = (jnp.int32(0), state, totals, Health(jnp.float32(0), jnp.float32(0)))
+        start = (jnp.int32(0), state.pack(), totals, Health(jnp.float32(0), jnp.float32(0)))
         _, state, totals, health = jax.lax.while_loop(
             lambda carry: (carry[0] < count) & carry[3].is_finite(),
             lambda carry: (carry[0] + 1, *step_at(carry[0], carry[1], carry[2])),
             start,
         )
-        return state, totals, health
+        return state.unpack(), totals, health
 
     return train_call
 
@@ -312,3 +332,10 @@ def _average(average: Any, value: Any, decay: float) -> Any:
     if not average:
         return average
     return jax.tree.map(lambda a, v: decay * a + (1.0 - decay) * v, average, value)
+
+
+def _weight_quantizer(model: nn.Module) -> Quantizer | None:
+    """What a network's layers quantize their weights with, where that is no module of its own."""
+    method = getattr(model, "method", None)
+    weight = None if method is None else make_method(method).weight
+    return weight if isinstance(weight, Quantizer) else None

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from fda_jax import ops
 from fda_jax.ops import native
+from fda_jax.ops.convolution import _folded, _most_folded
 from tests.conftest import REPOSITORY
 
 SAME = ((1, 1), (1, 1))
@@ -160,6 +161,7 @@ PROGRAM = """
 import jax, jax.numpy as jnp, warnings
 from fda_jax import ops
 from fda_jax.ops import native
+from fda_jax.ops.convolution import _folded, _most_folded
 x, w = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
 pad = ((1, 1), (1, 1))
 print(float(jax.grad(lambda w: jnp.sum(ops.convolve(x, w, 1, pad)))(w).sum()), native.kernels())
@@ -267,3 +269,58 @@ def test_the_bits_of_a_weight_gradient_do_not_depend_on_the_number_of_cores():
     ]
     assert len(answers[0].strip()) == 64
     assert answers[0] == answers[1]
+
+
+@given(
+    fold=st.sampled_from([2, 4, 8]),
+    kernel=st.tuples(st.integers(1, 3), st.integers(2, 5)),
+    left=st.integers(0, 4),
+    top=st.integers(0, 2),
+    channels=st.integers(1, 3),
+    filters=st.integers(1, 3),
+)
+@settings(max_examples=8, deadline=None)
+def test_a_convolution_of_folded_pixels_is_the_convolution(
+    fold, kernel, left, top, channels, filters
+):
+    left = min(left, kernel[1] - 1)
+    padding = ((top, 1), (left, kernel[1] - 1 - left))
+    rng = np.random.default_rng(fold)
+    x = jnp.asarray(rng.standard_normal((2, 4, 2 * fold, channels), np.float32))
+    w = jnp.asarray(rng.standard_normal((*kernel, channels, filters), np.float32))
+
+    def folded(x, w, stride, padding):
+        return _folded(x, w, fold=fold, padding=padding)
+
+    y, dx, dw, g = passes(folded, x, w, 1, padding)
+    for got, wanted in zip((y, dx, dw), literal(x, w, g, 1, padding), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_pixels_are_folded_up_to_a_tile_of_channels_and_only_where_the_width_stays():
+    three, same = (3, 3), SAME
+    assert _most_folded((8, 32, 32, 16), (*three, 16, 16), 1, same) == 4
+    assert _most_folded((8, 16, 16, 32), (*three, 32, 32), 1, same) == 2
+    assert _most_folded((8, 32, 32, 3), (*three, 3, 16), 1, same) == 4
+    assert _most_folded((8, 8, 8, 64), (*three, 64, 64), 1, same) == 1
+    assert _most_folded((8, 32, 32, 16), (*three, 16, 32), 2, same) == 1
+    assert _most_folded((8, 31, 31, 16), (*three, 16, 16), 1, same) == 1
+    assert _most_folded((8, 32, 32, 16), (*three, 16, 16), 1, ((0, 0), (0, 0))) == 1
+
+
+def test_a_mapped_convolution_makes_no_groups_and_gives_what_single_ones_give():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((3, 2, 8, 8, 4), np.float32))
+    w = jnp.asarray(rng.standard_normal((3, 3, 3, 4, 4), np.float32))
+
+    def loss(x, w):
+        return jnp.sum(jnp.sin(ops.convolve(x, w, 1, SAME)))
+
+    mapped = jax.vmap(jax.value_and_grad(loss, (0, 1)))
+    text = jax.jit(mapped).trace(x, w).lower(lowering_platforms=("cuda",)).as_text()
+    assert "feature_group_count = 1" in text
+    assert "feature_group_count = 3" not in text
+    assert "batch_group_count = 3" not in text
+    single = [jax.value_and_grad(loss, (0, 1))(x[i], w[i]) for i in range(3)]
+    wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *single)
+    chex.assert_trees_all_close(mapped(x, w), wanted, rtol=1e-4, atol=1e-5)

@@ -12,6 +12,7 @@ import pytest
 from fda_jax import layers, models, ops
 from fda_jax.training import devices, diagnostics
 from fda_jax.training.optimizer import make_optimizer
+from fda_jax.training.packing import pack_parameters
 from fda_jax.training.state import TrainState, init_state
 from fda_jax.training.step import Preprocessing, make_update
 
@@ -267,7 +268,7 @@ def shapes(model, method):
     def both(key, images, labels, indices):
         variables = model.init(key, jnp.zeros((1, *SHAPE)))
         params, statistics = variables["params"], variables.get("batch_stats", {})
-        state = TrainState(jnp.int32(0), params, statistics, optimizer.init(params), {})
+        state = TrainState(jnp.int32(0), params, statistics, optimizer.init(pack_parameters(params)), {})
         found, slopes = diagnose(state, images, labels, indices, key)
         return found, slopes, probe(state, images, labels, indices, key, slopes, key)
 

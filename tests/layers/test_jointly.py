@@ -1,0 +1,70 @@
+"""Weights quantized for all layers together are what each layer would have made of them."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fda_jax import models
+from fda_jax.layers import make_method, quantize_weights
+from fda_jax.layers.quantizers import QUANTIZED
+
+IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+PROGRESS = 0.3
+
+
+@pytest.fixture(scope="module", params=["fda", "xnor_net_pp", "bnn_plus"])
+def network(request):
+    method = make_method(request.param)
+    model = models.build("resnet_digits", num_classes=3, method=method)
+    model = model.clone(stage_sizes=(2, 1), widths=(4, 8))
+    return method, model, jax.jit(model.init)(jax.random.key(0), IMAGES)
+
+
+def loss_of(model, method, *, jointly):
+    def loss(params, batch_stats):
+        quantized, penalty = {}, 0.0
+        if jointly:
+            quantized, penalty = quantize_weights(method.weight, params, PROGRESS)
+        logits, sown = model.apply(
+            {"params": params, "batch_stats": batch_stats, **quantized},
+            IMAGES,
+            train=True,
+            progress=PROGRESS,
+            mutable=["batch_stats", "penalties"],
+        )
+        own = sum(jax.tree.leaves(sown.get("penalties", {})), 0.0)
+        return jnp.mean(logits**2) + penalty + own, (logits, penalty + own)
+
+    return jax.value_and_grad(loss, has_aux=True)
+
+
+def test_network_penalty_and_gradients_are_the_same(network):
+    method, model, variables = network
+    alone, together = jax.jit(
+        lambda params, batch_stats: tuple(
+            loss_of(model, method, jointly=jointly)(params, batch_stats)
+            for jointly in (False, True)
+        )
+    )(variables["params"], variables["batch_stats"])
+    chex.assert_trees_all_close(together, alone, rtol=1e-4, atol=1e-6)
+    assert float(jnp.abs(alone[1]["stage1_block1"]["conv1"]["latent_kernel"]).max()) > 0
+
+
+def test_a_layer_with_another_quantizer_quantizes_for_itself(network):
+    method, model, variables = network
+    params = variables["params"]
+    strange = make_method("binarynet").weight
+    made, _ = jax.eval_shape(lambda p: quantize_weights(method.weight, p, PROGRESS), params)
+    assert set(made) == {QUANTIZED}
+    plain = model.apply(variables, IMAGES, train=False)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), made)
+    taken = model.apply({**variables, **zeros}, IMAGES, train=False)
+    assert np.abs(np.asarray(taken - plain)).max() > 0
+    zeros, _ = jax.tree.map(
+        jnp.zeros_like,
+        quantize_weights(strange, jax.tree.map(jnp.zeros_like, params), PROGRESS),
+    )
+    left = model.apply({**variables, **zeros}, IMAGES, train=False)
+    np.testing.assert_array_equal(left, plain)
