@@ -2,9 +2,9 @@
 
 ResNet-20 with FDA on 50,000 random images of CIFAR-10's size that lie on the device, at batch 128
 and 1024 in bfloat16 and float32 (TF32 on both sides), many steps a compiled call; several seeds
-trained at once; ResNet-18 at 224 pixels where the library has it. Each side is a process of its
-own and they take turns; the peer is compiled in two modes of torch.compile, of which the faster
-counts. Both sides start from the same weights, and the loss of their first batch is compared.
+trained at once; ResNet-18 of ImageNet at 224 pixels. Each side is a process of its own and they
+take turns; the peer is compiled in two modes of torch.compile, of which the faster counts. Both
+sides start from the same weights, and the loss of their first batch is compared.
 
 Needs jax, flax, optax, orbax-checkpoint, tensorboardX and numpy and, for the peer, torch. It ends
 before --seconds whatever happens: what would not fit is left out and named, and the record is
@@ -36,13 +36,15 @@ import sides
 import steps
 from workers.jax_call import Task
 
-from fda_jax import models
-
 WORKERS = Path(__file__).parent / "workers"
 MODES = ("reduce-overhead", "max-autotune-no-cudagraphs")
 OURS = "fda_jax"
 # Of the recipe: 391 steps of 128 images an epoch.
 EPOCHS, STEPS_AN_EPOCH = 400, 391
+# Of the first losses' relative difference. Rounding turns signs, more of them with every layer: one
+# millionth more in the stem moves ResNet-18's loss by 1 % at batch 256 and 64 pixels, bfloat16 by
+# 2 %. That the networks are the same shows in double precision (tests/benchmarks).
+CHECK_LIMITS = {"resnet20": 0.02, "resnet18": 0.05}
 # Less than this is not enough to start the sides of a part.
 LEAST_SECONDS = 45
 # Share of a part's time in which its sides must be ready.
@@ -56,12 +58,10 @@ class Part:
     Attributes:
       seconds: that it may take, compilation included.
       sides: tasks of the programs that take turns; those named "torch ..." are the peer's.
-      missing: why it cannot run, or "".
     """
 
     seconds: float
     sides: Mapping[str, Task]
-    missing: str = ""
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
             "jax[cuda12] or jax[cuda13], or try the script with --tiny"
         )
     with tempfile.TemporaryDirectory() as folder:
-        run(make_parts(args, str(Path(folder) / "variables.npz")), deadline, args, parser)
+        run(make_parts(args, Path(folder)), deadline, args, parser)
 
 
 def run(
@@ -106,8 +106,8 @@ def run(
     print(path)
 
 
-def make_parts(args: argparse.Namespace, variables: str) -> dict[str, Part]:
-    """The parts, the most telling first; `variables` is the file to write the weights to."""
+def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
+    """The parts, the most telling first; `folder` is where to write the weights to."""
     base = Task(
         "resnet20",
         batch=128,
@@ -121,11 +121,11 @@ def make_parts(args: argparse.Namespace, variables: str) -> dict[str, Part]:
         base = dataclasses.replace(
             base, batch=4, side_px=8, examples=16, steps_per_call=2, turn_seconds=0.01, blocks=1
         )
-    save_variables(base, variables)
+    save_variables(base, folder)
 
     def beside_torch(seconds: float, evaluate: bool = False, **changes: Any) -> Part:
         ours = dataclasses.replace(base, **changes)
-        start = variables if ours.network == "resnet20" else ""
+        start = str(variables_of(ours, folder))
         made = {OURS: dataclasses.replace(ours, evaluate=evaluate)}
         for mode in ("eager",) if args.tiny else MODES:
             made[f"torch {mode}"] = dataclasses.replace(ours, mode=mode, variables=start)
@@ -141,21 +141,27 @@ def make_parts(args: argparse.Namespace, variables: str) -> dict[str, Part]:
     parts["resnet18"] = beside_torch(
         120, network="resnet18", batch=256, side_px=224, examples=2048, steps_per_call=10
     )
+    if not args.parts or "resnet18" in args.parts:
+        save_variables(parts["resnet18"].sides[OURS], folder)
     parts["f32_1024"] = beside_torch(110, batch=1024, steps_per_call=25, dtype="float32")
-    if "resnet18" not in models.MODELS:
-        parts["resnet18"] = Part(0, {}, "the library has no network resnet18")
     return parts
 
 
-def save_variables(task: Task, path: str) -> None:
+def variables_of(task: Task, folder: Path) -> Path:
+    """File of the first weights of a task's network."""
+    return folder / f"{task.network}.npz"
+
+
+def save_variables(task: Task, folder: Path) -> None:
     """The first weights of our side, by their paths, for the peer to start from."""
-    sizes = {"stage_sizes": (task.blocks,) * 3}
-    shape = (task.side_px, task.side_px, 3)
-    setting = steps.make_setting("resnet20", task.method, 1, image_shape_hwc=shape, sizes=sizes)
+    sizes = {"stage_sizes": (task.blocks,) * 3} if task.network == "resnet20" else None
+    side = min(task.side_px, 32)  # on which weights do not depend, but the time to make them
+    shape = (side, side, 3)
+    setting = steps.make_setting(task.network, task.method, 1, image_shape_hwc=shape, sizes=sizes)
     tree = {"params": setting.state.params, "batch_stats": setting.state.batch_stats}
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {"/".join(key.key for key in keys): np.asarray(leaf) for keys, leaf in leaves}
-    np.savez(path, **named)
+    np.savez(variables_of(task, folder), **named)
 
 
 def matmul_tflops(size: int) -> float:
@@ -172,8 +178,6 @@ def matmul_tflops(size: int) -> float:
 
 def run_part(part: Part, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
     """Start the sides, let them take turns until the time is up; what came out, by side."""
-    if part.missing:
-        return {"skipped": part.missing}
     if seconds < LEAST_SECONDS:
         return {"skipped": f"{max(seconds, 0):.0f} of the {args.seconds:.0f} seconds were left"}
     end = time.monotonic() + seconds
@@ -390,22 +394,25 @@ def goals(results: Mapping[str, Any]) -> list[record.Goal]:
             gains[best] >= 3 if best else None,
         )
     )
-    differences = list(check_differences(results))
-    made.append(
-        record.Goal(
-            "both sides compute the same: losses of the first batch within 2%",
-            f"largest difference {max(differences):.2%}" if differences else None,
-            max(differences) < 0.02 if differences else None,
+    for network, limit in CHECK_LIMITS.items():
+        differences = check_differences(results, network)
+        made.append(
+            record.Goal(
+                f"both sides compute the same: first losses of {network} within {limit:.0%}",
+                f"largest difference {max(differences):.2%}" if differences else None,
+                max(differences) < limit if differences else None,
+            )
         )
-    )
     return made
 
 
-def check_differences(results: Mapping[str, Any]) -> Sequence[float]:
-    """Relative differences of the first losses where both sides had the same weights."""
+def check_differences(results: Mapping[str, Any], network: str) -> Sequence[float]:
+    """Relative differences of a network's first losses, which start from the same weights."""
     found = []
     for name, result in results.items():
-        if name == "resnet18" or not isinstance(result, Mapping) or not measured(result).get(OURS):
+        if not isinstance(result, Mapping) or not measured(result).get(OURS):
+            continue
+        if (name == "resnet18") != (network == "resnet18"):
             continue
         ours = result[OURS]["facts"]["check_loss"]
         found += [

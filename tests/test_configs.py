@@ -56,6 +56,15 @@ def test_the_recipe_of_the_paper_stands_in_the_base():
     assert (base.method.num_terms_start, base.method.num_terms_end) == (10, 19)
 
 
+def test_the_recipe_for_imagenet_is_that_of_section_3_3():
+    config = importlib.import_module("imagenet_resnet18").get_config()
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adam", 1e-3, 0.0)
+    models.check_image_shape(config.model.name, (config.data.image_size,) * 2 + (3,))
+    # Streamed images are cropped and mirrored where they are decoded.
+    assert (config.augment.crop_px, config.augment.flip) == (0, False)
+
+
 def test_the_stages_of_a_method_can_follow_one_another():
     for name in importlib.import_module("methods").STAGES:
         assert name in METHODS

@@ -10,13 +10,12 @@ python benchmarks/workers/torch_gpu.py JSON, the fields of `jax_call.Task`
 # ruff: noqa: D102  # the forward method of a module does what the module says
 
 import contextlib
-import itertools
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,24 +109,19 @@ class PReLU(nn.Module):
         return torch.where(x >= 0, x, self.negative_slope.to(x.dtype) * x)
 
 
-class Block(nn.Module):
+class PlainBlock(nn.Module):
     """Two binary convolutions inside one shortcut, each with PReLU and BN behind it."""
 
-    def __init__(self, inputs: int, features: int, stride: int, *, project: bool) -> None:
+    def __init__(self, inputs: int, features: int, stride: int) -> None:
         super().__init__()
         self.stride, self.new = stride, features - inputs
         self.conv1 = BinaryConv(inputs, features, stride)
         self.conv2 = BinaryConv(features, features, 1)
         self.prelu1, self.prelu2 = PReLU(), PReLU()
         self.norm1, self.norm2 = nn.BatchNorm2d(features), nn.BatchNorm2d(features)
-        self.shortcut = None
-        if project and self.new:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, features, 1, stride, bias=False), nn.BatchNorm2d(features)
-            )
 
     def forward(self, x: Tensor, alpha: Tensor, terms: Tensor) -> Tensor:
-        shortcut = self._option_a(x) if self.shortcut is None else self.shortcut(x)
+        shortcut = self._option_a(x)
         x = self.norm1(self.prelu1(self.conv1(x, alpha, terms)))
         x = self.norm2(self.prelu2(self.conv2(x, alpha, terms)))
         return x + shortcut
@@ -139,25 +133,55 @@ class Block(nn.Module):
         return functional.pad(pixels, (0, 0, 0, 0, self.new // 2, self.new - self.new // 2))
 
 
-class ResNet20(nn.Module):
-    """ResNet-20 of CIFAR-10; its parameters bear fda_jax's names."""
+class BiRealBlock(nn.Module):
+    """One binary convolution with PReLU and BN, in a shortcut that projects where it shrinks."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, inputs: int, features: int, stride: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.stem_norm = nn.BatchNorm2d(16)
-        self.blocks = list(self._make_blocks(blocks))
-        self.classifier = nn.Linear(64, CLASSES)
+        self.conv1 = BinaryConv(inputs, features, stride)
+        self.prelu1, self.norm1 = PReLU(), nn.BatchNorm2d(features)
+        self.shortcut = None
+        if stride > 1:
+            self.shortcut = nn.Conv2d(inputs, features, 1, bias=False)
+            self.shortcut_norm = nn.BatchNorm2d(features)
 
-    def _make_blocks(self, blocks: int) -> Iterator[nn.Module]:
-        inputs = 16
-        for stage, features in enumerate((16, 32, 64), start=1):
+    def forward(self, x: Tensor, alpha: Tensor, terms: Tensor) -> Tensor:
+        y = self.norm1(self.prelu1(self.conv1(x, alpha, terms)))
+        if self.shortcut is None:
+            return y + x
+        pooled = functional.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        return y + self.shortcut_norm(self.shortcut(pooled))
+
+
+class ResNet(nn.Module):
+    """What both networks share; parameters bear fda_jax's names."""
+
+    def __init__(
+        self, stem: nn.Conv2d, block: type[nn.Module], widths: Sequence[int], blocks: int
+    ) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = stem, nn.BatchNorm2d(widths[0])
+        self.blocks = list(self._make_blocks(block, widths, blocks))
+        self.classifier = nn.Linear(widths[-1], CLASSES)
+
+    def _make_blocks(
+        self, block: type[nn.Module], widths: Sequence[int], blocks: int
+    ) -> Iterator[nn.Module]:
+        inputs = widths[0]
+        for stage, features in enumerate(widths, start=1):
             for i in range(1, blocks + 1):
-                stride = 2 if stage > 1 and i == 1 else 1
-                block = Block(inputs, features, stride, project=False)
-                self.add_module(f"stage{stage}_block{i}", block)
+                made = block(inputs, features, 2 if stage > 1 and i == 1 else 1)
+                self.add_module(f"stage{stage}_block{i}", made)
                 inputs = features
-                yield block
+                yield made
+
+
+class ResNet20(ResNet):
+    """ResNet-20 of CIFAR-10, plain form."""
+
+    def __init__(self, blocks: int = 3, widths: Sequence[int] = (16, 32, 64)) -> None:
+        stem = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+        super().__init__(stem, PlainBlock, widths, blocks)
 
     def forward(self, x: Tensor, alpha: Tensor, terms: Tensor) -> Tensor:
         x = self.stem_norm(self.stem(x))
@@ -166,29 +190,18 @@ class ResNet20(nn.Module):
         return self.classifier(x.relu().mean((2, 3)))
 
 
-class ResNet18(nn.Module):
-    """ResNet-18 of ImageNet: 7x7 stem, max-pooling, four stages, projections where width grows."""
+class ResNet18(ResNet):
+    """ResNet-18 of ImageNet, Bi-Real form; `blocks` counts convolutions of a stage."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False)
-        self.stem_norm = nn.BatchNorm2d(64)
-        widths = (64, 64, 128, 256, 512)
-        self.blocks = nn.ModuleList(
-            block
-            for inputs, features in itertools.pairwise(widths)
-            for block in (
-                Block(inputs, features, 1 if inputs == features else 2, project=True),
-                Block(features, features, 1, project=True),
-            )
-        )
-        self.classifier = nn.Linear(512, CLASSES)
+    def __init__(self, blocks: int = 4, widths: Sequence[int] = (64, 128, 256, 512)) -> None:
+        stem = nn.Conv2d(3, widths[0], 7, 2, padding=3, bias=False)
+        super().__init__(stem, BiRealBlock, widths, blocks)
 
     def forward(self, x: Tensor, alpha: Tensor, terms: Tensor) -> Tensor:
         x = functional.max_pool2d(self.stem_norm(self.stem(x)), 3, 2, padding=1)
         for block in self.blocks:
             x = block(x, alpha, terms)
-        return self.classifier(x.relu().mean((2, 3)))
+        return self.classifier(x.mean((2, 3)))
 
 
 NETWORKS = {"resnet20": ResNet20, "resnet18": ResNet18}
@@ -260,6 +273,7 @@ class Trainer:
         if task["mode"] != "eager":
             self._loss = torch.compile(self._objective, mode=task["mode"], dynamic=False)
         names = ("latent_kernel", "stem.weight", "classifier.weight", "classifier.bias")
+        names += ("shortcut.weight",)
         groups: dict[float, list[Tensor]] = {1e-4: [], 0.0: []}
         for name, parameter in network.named_parameters():
             groups[1e-4 if name.endswith(names) else 0.0].append(parameter)
@@ -315,19 +329,24 @@ class Trainer:
 
 
 def load(network: nn.Module, path: str) -> None:
-    """Take over fda_jax's variables, whose names differ in the layers that PyTorch brings."""
-    names = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
-    state = network.state_dict()
+    """Take over fda_jax's variables from a file."""
     with np.load(path) as variables:
-        for name, value in variables.items():
-            *module, leaf = name.split("/")[1:]
-            tensor = torch.from_numpy(value)
-            if tensor.ndim == 4:
-                tensor = tensor.permute(3, 2, 0, 1)
-            elif leaf == "kernel":
-                tensor = tensor.T
-            state[".".join([*module, names.get(leaf, leaf)])] = tensor
-    network.load_state_dict(state)
+        tensors = {name: torch.from_numpy(value) for name, value in variables.items()}
+    network.load_state_dict({**network.state_dict(), **translated(tensors)})
+
+
+def translated(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """fda_jax's arrays by path, as PyTorch names and lays out those of the layers it brings."""
+    names = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
+    state = {}
+    for name, tensor in tensors.items():
+        *module, leaf = name.split("/")[1:]
+        if tensor.ndim == 4:
+            tensor = tensor.permute(3, 2, 0, 1)
+        elif leaf == "kernel":
+            tensor = tensor.T
+        state[".".join([*module, names.get(leaf, leaf)])] = tensor
+    return state
 
 
 def main(text: str) -> None:

@@ -47,6 +47,18 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
         "resnet8": ModelSpec(functools.partial(ResNet, stage_sizes=(1, 1, 1)), min_side=4),
         "resnet20": ModelSpec(ResNet, min_side=4),
         "resnet20_bireal": ModelSpec(functools.partial(ResNet, convs_per_shortcut=1), min_side=4),
+        "resnet18": ModelSpec(
+            functools.partial(
+                ResNet,
+                stage_sizes=(2, 2, 2, 2),
+                widths=(64, 128, 256, 512),
+                convs_per_shortcut=1,
+                pooled_stem=True,
+                projection=True,
+                final_relu=False,
+            ),
+            min_side=32,
+        ),
         "resnet_digits": ModelSpec(
             functools.partial(ResNet, stage_sizes=(1, 1), widths=(32, 64), convs_per_shortcut=1),
             min_side=2,
@@ -74,8 +86,8 @@ def build(
     """Build a network whose hidden layers are binary.
 
     `model.apply(variables, images_bhwc, train=False)` gives logits; training also passes
-    `progress` and `mutable=["batch_stats"]`. The first convolution and the last dense layer are
-    real, as the papers have them.
+    `progress` and `mutable=["batch_stats"]`. The first convolution, the last dense layer and
+    projections in shortcuts are real, as the papers have them.
 
     Args:
       name: one of `MODELS`.

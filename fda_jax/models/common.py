@@ -1,4 +1,4 @@
-"""Parts that every network shares: the two real layers and batch normalisation."""
+"""Parts that every network shares: the real layers and batch normalisation."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -54,17 +54,25 @@ def batch_norm(dtype: jnp.dtype, axis_name: str | None, *, train: bool) -> Calla
     return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name)
 
 
-def stem(features: int, dtype: jnp.dtype) -> nn.Conv:
+def stem(features: int, dtype: jnp.dtype, *, side: int = 3, strides: int = 1) -> nn.Conv:
     """The first convolution, always in full precision."""
+    return real_conv(features, dtype, side=side, strides=strides, name="stem")
+
+
+def real_conv(
+    features: int, dtype: jnp.dtype, *, side: int, strides: int = 1, name: str
+) -> nn.Conv:
+    """A convolution in full precision without bias, centred on each `strides`-th pixel."""
     return nn.Conv(
         features,
-        (3, 3),
-        padding=1,
+        (side, side),
+        strides=strides,
+        padding=side // 2,
         use_bias=False,
         kernel_init=nn.initializers.he_normal(),
         dtype=dtype,
         conv_general_dilated=_convolve,
-        name="stem",
+        name=name,
     )
 
 

@@ -6,18 +6,24 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fda_jax import ops
 from fda_jax.layers import BinaryConv, Method, nonlinearity
-from fda_jax.models.common import batch_norm, check_images, classifier, stem
+from fda_jax.models.common import batch_norm, check_images, classifier, real_conv, stem
 
 
 class ResNet(nn.Module):
-    """ResNet of the CIFAR kind, binary but for its first convolution and its last layer.
+    """ResNet, binary but for its first convolution, its shortcuts and its last layer.
 
     Layout: stem conv3x3 -> BN; blocks; ReLU -> mean over pixels -> dense. A block is
-    `convs_per_shortcut` times (binary conv3x3 -> PReLU -> BN), plus the option-A shortcut round
-    them, with nothing after the sum; a method may bring another nonlinearity than PReLU. Source:
-    the released code of FDA-BNN (plain form, 2 convolutions a shortcut); Bi-Real Net (arXiv
-    1808.00278) for the shortcut round each.
+    `convs_per_shortcut` times (binary conv3x3 -> PReLU -> BN), plus the shortcut round them, with
+    nothing after the sum; a method may bring another nonlinearity than PReLU. Source: the released
+    code of FDA-BNN, ResNet-20 of CIFAR-10 (plain form, 2 convolutions and the option-A shortcut);
+    Bi-Real Net (arXiv 1808.00278) for the shortcut round each convolution.
+
+    For ImageNet, Bi-Real Net's released code (`pooled_stem`, `projection`, no `final_relu`): stem
+    conv7x7 with stride 2 -> BN -> max pooling 3x3 with stride 2; blocks; mean over pixels -> dense.
+    FDA-BNN released no network for ImageNet. Its section 3.3 says Bi-Real Net + PReLU, but not
+    where PReLU stands: as in its ResNet-20, one slope a layer between convolution and BN.
 
     Attributes:
       num_classes: number of logits.
@@ -25,6 +31,11 @@ class ResNet(nn.Module):
       stage_sizes: pairs of convolutions in each stage; every stage but the first halves the image.
       widths: channels of each stage.
       convs_per_shortcut: 2 for the plain form, 1 for the Bi-Real form.
+      pooled_stem: conv7x7 with stride 2 and max pooling, which quarter the image, in place of
+        conv3x3.
+      projection: where width or image change, the shortcut is mean pooling -> real conv1x1 -> BN in
+        place of option A.
+      final_relu: ReLU before the mean over pixels.
       dtype: of the computation; parameters stay float32.
       axis_name: mapped axis over which batch statistics are averaged, or None.
     """
@@ -34,6 +45,9 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int] = (3, 3, 3)
     widths: Sequence[int] = (16, 32, 64)
     convs_per_shortcut: int = 2
+    pooled_stem: bool = False
+    projection: bool = False
+    final_relu: bool = True
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
 
@@ -44,8 +58,11 @@ class ResNet(nn.Module):
         """Return float32 logits (batch, classes) of normalised images."""
         check_images(images_bhwc)
         norm = batch_norm(self.dtype, self.axis_name, train=train)
-        x = stem(self.widths[0], self.dtype)(images_bhwc)
+        side, strides = (7, 2) if self.pooled_stem else (3, 1)
+        x = stem(self.widths[0], self.dtype, side=side, strides=strides)(images_bhwc)
         x = norm(name="stem_norm")(x)
+        if self.pooled_stem:
+            x = ops.max_pool(x, 3, stride=2, padding=1)
         for stage, (size, width) in enumerate(zip(self.stage_sizes, self.widths, strict=True)):
             for block in range(2 * size // self.convs_per_shortcut):
                 x = Block(
@@ -55,9 +72,10 @@ class ResNet(nn.Module):
                     method=self.method,
                     norm=norm,
                     dtype=self.dtype,
+                    projection=self.projection,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train=train, progress=progress)
-        x = jnp.mean(nn.relu(x), axis=(1, 2))
+        x = jnp.mean(nn.relu(x) if self.final_relu else x, axis=(1, 2))
         return classifier(self.num_classes)(x)
 
 
@@ -71,6 +89,7 @@ class Block(nn.Module):
       method: how they become binary.
       norm: makes a batch normalisation from a name.
       dtype: of the computation.
+      projection: as of `ResNet`.
     """
 
     features: int
@@ -79,11 +98,12 @@ class Block(nn.Module):
     method: Method
     norm: Callable[..., nn.Module]
     dtype: jnp.dtype = jnp.float32
+    projection: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
         """Map (batch, height, width, channels) to (batch, height / strides, ..., features)."""
-        shortcut = option_a(x, self.features, self.strides)
+        shortcut = self._shortcut(x)
         for i in range(self.convs):
             conv = BinaryConv(
                 features=self.features,
@@ -96,6 +116,15 @@ class Block(nn.Module):
             x = nonlinearity(self.method.nonlinearity, i + 1, default="prelu")(x)
             x = self.norm(name=f"norm{i + 1}")(x)
         return x + shortcut
+
+    def _shortcut(self, x: jax.Array) -> jax.Array:
+        if not self.projection:
+            return option_a(x, self.features, self.strides)
+        if self.strides == 1 and x.shape[-1] == self.features:
+            return x
+        pooled = ops.mean_pool(x, self.strides)
+        projected = real_conv(self.features, self.dtype, side=1, name="shortcut")(pooled)
+        return self.norm(name="shortcut_norm")(projected)
 
 
 def option_a(x: jax.Array, features: int, strides: int) -> jax.Array:

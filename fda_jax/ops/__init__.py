@@ -33,7 +33,7 @@ from fda_jax.ops.noise import (
 )
 from fda_jax.ops.normalization import batch_norm
 from fda_jax.ops.periodic import DISTRIBUTIONS, Periodic, quantization_error, sine_moments
-from fda_jax.ops.pooling import max_pool
+from fda_jax.ops.pooling import max_pool, mean_pool
 from fda_jax.ops.proximal import (
     PROXIMAL_METHODS,
     ProxConnect,
@@ -87,6 +87,7 @@ __all__ = [
     "energy_kept",
     "hidden_width",
     "max_pool",
+    "mean_pool",
     "mean_squared_error",
     "noise",
     "noise_scale",

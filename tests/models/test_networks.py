@@ -34,12 +34,25 @@ def randomized(shapes, seed: int = 0):
 
 
 def conv(a: np.ndarray, w: np.ndarray, stride: int = 1) -> np.ndarray:
-    padded = np.pad(a.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    side = len(w)
+    padded = np.pad(a.astype(np.float64), ((0, 0), *((side // 2, side // 2),) * 2, (0, 0)))
     height, width = a.shape[1:3]
     full = sum(
-        padded[:, i : i + height, j : j + width] @ w[i, j] for i in range(3) for j in range(3)
+        padded[:, i : i + height, j : j + width] @ w[i, j] for i, j in np.ndindex(side, side)
     )
     return full[:, ::stride, ::stride]
+
+
+def windows(x: np.ndarray, side: int, stride: int, fill: float, function) -> np.ndarray:
+    """`function` of each window, which has `fill` where it sticks out behind the image."""
+    behind = (0, side)
+    padded = np.pad(x, ((0, 0), behind, behind, (0, 0)), constant_values=fill)
+    rows, columns = (-(-size // stride) for size in x.shape[1:3])
+    y = np.empty((len(x), rows, columns, x.shape[3]))
+    for i, j in np.ndindex(rows, columns):
+        top, left = stride * i, stride * j
+        y[:, i, j] = function(padded[:, top : top + side, left : left + side])
+    return y
 
 
 def signs(x: np.ndarray) -> np.ndarray:
@@ -58,7 +71,12 @@ def norm(x: np.ndarray, params, statistics) -> np.ndarray:
 
 def block(x: np.ndarray, params, statistics, convs: int, stride: int, features: int) -> np.ndarray:
     new = features - x.shape[-1]
-    shortcut = np.pad(x[:, ::stride, ::stride], [(0, 0)] * 3 + [(new // 2, new - new // 2)])
+    if "shortcut" in params:
+        shortcut = windows(x, 2, 2, np.nan, lambda values: np.nanmean(values, (1, 2)))
+        shortcut = shortcut @ params["shortcut"]["kernel"][0, 0]
+        shortcut = norm(shortcut, params["shortcut_norm"], statistics["shortcut_norm"])
+    else:
+        shortcut = np.pad(x[:, ::stride, ::stride], [(0, 0)] * 3 + [(new // 2, new - new // 2)])
     for i in range(1, convs + 1):
         x = binary_conv(x, params[f"conv{i}"], stride if i == 1 else 1)
         x = np.where(x > 0, x, params[f"prelu{i}"]["negative_slope"] * x)
@@ -84,6 +102,55 @@ def test_a_residual_network_is_its_layout_in_numpy(convs: int) -> None:
     np.testing.assert_allclose(
         jax.jit(model.apply)(variables, images), logits, rtol=1e-3, atol=1e-3
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (37, 33)])
+def test_the_network_of_imagenet_is_its_layout_in_numpy(height: int, width: int) -> None:
+    model = build("resnet18", num_classes=4, method=STE).clone(
+        stage_sizes=(1, 1, 1, 1), widths=(2, 3, 4, 6)
+    )
+    images = normal(2, height, width, 3)
+    variables = randomized(jax.eval_shape(lambda: model.init(KEY, images)))
+    params, statistics = variables["params"], variables["batch_stats"]
+    x = conv(images, params["stem"]["kernel"], 2)
+    x = norm(x, params["stem_norm"], statistics["stem_norm"])
+    border = np.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)), constant_values=-np.inf)
+    x = windows(border, 3, 2, -np.inf, lambda values: values.max((1, 2)))
+    x = x[:, : -(-height // 4), : -(-width // 4)]
+    for stage, features in enumerate((2, 3, 4, 6), start=1):
+        for number in (1, 2):
+            name = f"stage{stage}_block{number}"
+            changes = stage > 1 and number == 1
+            assert ("shortcut" in params[name]) == changes
+            x = block(x, params[name], statistics[name], 1, 2 if changes else 1, features)
+    # 1/32 of the image, rounded up.
+    assert x.shape[1:3] == (-(-height // 32), -(-width // 32))
+    logits = x.mean((1, 2)) @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, images), logits, rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_gradient_reaches_every_parameter_of_the_network_of_imagenet() -> None:
+    model = build("resnet18", num_classes=4, method="fda").clone(
+        stage_sizes=(1, 1, 1, 1),
+        widths=(16, 8, 12, 16),  # narrower noise modules have a single unit, which may be dead
+    )
+    images = normal(4, 32, 32, 3)
+    variables = jax.jit(model.init)(KEY, images)
+
+    def loss(params):
+        changed = {**variables, "params": params}
+        logits, _ = model.apply(changed, images, train=True, progress=0.0, mutable=["batch_stats"])
+        return jnp.sum(jnp.square(logits - jnp.arange(4.0)))
+
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
+    still = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if not np.any(leaf) or not np.all(np.isfinite(leaf))
+    ]
+    assert still == []
 
 
 def test_a_vgg_network_is_its_layout_in_numpy() -> None:

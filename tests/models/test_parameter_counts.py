@@ -12,20 +12,31 @@ from fda_jax.models import MODELS, ParameterCount, build, count_parameters
 from fda_jax.models.summary import GROUPS, group_labels, parameter_group
 
 KEY = jax.random.key(0)
-# (height, width, channels) and classes: CIFAR-10, and 8x8 digits.
-CIFAR, DIGITS = ((32, 32, 3), 10), ((8, 8, 1), 10)
+# (height, width, channels) and classes: CIFAR-10, 8x8 digits, and ImageNet.
+CIFAR, DIGITS, IMAGENET = ((32, 32, 3), 10), ((8, 8, 1), 10), ((224, 224, 3), 1000)
 # Binary 3x3 convolutions as (channels in, channels out).
 RESNET20 = (
     [(16, 16)] * 6 + [(16, 32)] + [(32, 32)] * 5 + [(32, 64)] + [(64, 64)] * 5,
     CIFAR,
 )
 RESNET8 = ([(16, 16)] * 2 + [(16, 32), (32, 32), (32, 64), (64, 64)], CIFAR)
+RESNET18 = (
+    [(64, 64)] * 4
+    + [(64, 128)]
+    + [(128, 128)] * 3
+    + [(128, 256)]
+    + [(256, 256)] * 3
+    + [(256, 512)]
+    + [(512, 512)] * 3,
+    IMAGENET,
+)
 RESNET_DIGITS = ([(32, 32)] * 2 + [(32, 64), (64, 64)], DIGITS)
 VGG_SMALL = ([(128, 128), (128, 256), (256, 256), (256, 512), (512, 512)], CIFAR)
 LAYERS = {
     "resnet8": RESNET8,
     "resnet20": RESNET20,
     "resnet20_bireal": RESNET20,
+    "resnet18": RESNET18,
     "resnet_digits": RESNET_DIGITS,
     "vgg_small": VGG_SMALL,
 }
@@ -34,6 +45,7 @@ TABLE = {
     "resnet8": (73_728, 1_568, 18_240),
     "resnet20": (267_264, 2_476, 74_304),
     "resnet20_bireal": (267_264, 2_476, 74_304),
+    "resnet18": (10_985_472, 704_056, 2_907_392),
     "resnet_digits": (73_728, 1_390, 18_944),
     "vgg_small": (4_571_136, 88_970, 1_091_584),
 }
@@ -50,14 +62,18 @@ def by_arithmetic(name: str) -> tuple[int, int, int]:
     convs, (image, classes) = LAYERS[name]
     binary = sum(9 * c_in * c_out for c_in, c_out in convs)
     first, last = convs[0][0], convs[-1][1]
+    stem = 49 if name == "resnet18" else 9
     # The stem has no bias; a batch normalisation has a scale and a bias for each channel.
-    real = 9 * image[2] * first + 2 * first + sum(2 * c_out for _, c_out in convs)
+    real = stem * image[2] * first + 2 * first + sum(2 * c_out for _, c_out in convs)
     if name == "vgg_small":
         # The image is halved three times and then flattened.
         real += last * (image[0] // 8) * (image[1] // 8) * classes + classes
     else:
         # One PReLU slope a convolution; the classifier sees the mean over pixels.
         real += len(convs) + last * classes + classes
+    if name == "resnet18":
+        # A projection, a convolution of one pixel and its normalisation, where the width changes.
+        real += sum(c_in * c_out + 2 * c_out for c_in, c_out in convs if c_in != c_out)
 
     def noise(d: int) -> int:
         return 2 * d * (d // 64 if d >= 64 else d // 4)
@@ -87,6 +103,12 @@ def test_parameter_counts_are_exact(name: str, method: str) -> None:
     assert count_parameters(shapes(name, method)) == expected[method]
 
 
+def test_resnet18_has_as_many_weights_as_the_real_one_and_a_slope_a_convolution() -> None:
+    # torchvision's documentation gives its resnet18 11,689,512 parameters.
+    count = count_parameters(shapes("resnet18", "ste"))
+    assert count.binary + count.real == 11_689_512 + 16
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_initialises_a_network(method: str) -> None:
     params = shapes("resnet_digits", method)
@@ -105,9 +127,11 @@ def test_the_first_and_the_last_layer_are_real(name: str) -> None:
     labels = group_labels(params)
     assert set(jax.tree.leaves(labels["stem"])) == {"real"}
     assert set(jax.tree.leaves(labels["classifier"])) == {"real"}
-    # Nothing but them is a real convolution or matrix.
+    # Nothing but them and the projections of shortcuts is a real convolution or matrix.
     others = {k: v for k, v in labels.items() if k not in ("stem", "classifier")}
-    assert "real" not in jax.tree.leaves(others)
+    projections = [block["shortcut"] for block in others.values() if "shortcut" in block]
+    assert projections == [{"kernel": "real"}] * (3 if name == "resnet18" else 0)
+    assert jax.tree.leaves(others).count("real") == len(projections)
     assert jax.tree.leaves(others).count("binary") == len(LAYERS[name][0])
 
 
@@ -119,6 +143,8 @@ def test_the_first_and_the_last_layer_are_real(name: str) -> None:
         (("stage1_block1", "conv1", "activation", "noise", "w2"), "noise"),
         (("stage1_block1", "norm1", "scale"), "norm"),
         (("stem_norm", "bias"), "norm"),
+        (("stage2_block1", "shortcut_norm", "scale"), "norm"),
+        (("stage2_block1", "shortcut", "kernel"), "real"),
         (("stage1_block1", "prelu1", "negative_slope"), "prelu"),
         (("stage1_block1", "rprelu1", "shift_in"), "prelu"),
         (("stage1_block1", "maxout2", "positive_slope"), "prelu"),

@@ -92,11 +92,20 @@ def test_all_three_passes_equal_the_literal_sums(
 
 
 @pytest.mark.parametrize(
-    ("size", "channels", "filters", "stride"),
-    [(32, 16, 16, 1), (16, 32, 64, 2), (4, 128, 256, 1)],
+    ("size", "channels", "filters", "stride", "side"),
+    [
+        (32, 16, 16, 1, 3),
+        (16, 32, 64, 2, 3),
+        (4, 128, 256, 1, 3),
+        (30, 3, 64, 2, 7),
+        (8, 64, 128, 1, 1),
+    ],
 )
-def test_the_shapes_of_the_networks_agree_with_the_literal_sums(size, channels, filters, stride):
-    assert_equal_passes(*operands(3, size, size, channels, filters, (3, 3)), stride, SAME)
+def test_the_shapes_of_the_networks_agree_with_the_literal_sums(
+    size, channels, filters, stride, side
+):
+    padding = ((side // 2, side // 2),) * 2
+    assert_equal_passes(*operands(3, size, size, channels, filters, (side, side)), stride, padding)
 
 
 @needs_kernels
