@@ -83,11 +83,11 @@ def _alike(jobs: Sequence[Job]) -> list[list[Job]]:
     """Jobs by the step they stand at, the most advanced last; each finished one by itself."""
     finished, standing = [], {}
     for job in jobs:
-        folder = RunFolder(job.workdir)
-        if folder.read("result.json") is not None:
+        if (job.workdir / "result.json").exists():
             finished.append([job])
         else:
-            standing.setdefault(folder.latest_checkpoint() or 0, []).append(job)
+            step = RunFolder(job.workdir).latest_checkpoint() or 0
+            standing.setdefault(step, []).append(job)
     return finished + [standing[step] for step in sorted(standing)]
 
 
@@ -100,7 +100,7 @@ def _train_alike(
         run.train(jobs[0].config, jobs[0].workdir, stop=stop)
         return {}
     except Exception as error:  # a run's fault must not cost a night of others
-        if len(jobs) == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+        if len(jobs) == 1 or not _is_out_of_memory(error):
             return {job.name: error for job in jobs}
     # Outside of the handler, whose error keeps what is on the device alive.
     jax.clear_caches()
@@ -165,7 +165,15 @@ def _at_its_own_cost(job: Job, failures: dict[str, Exception]) -> Iterator[None]
     try:
         yield
     except Exception as error:
+        if _is_out_of_memory(error):  # the company's fault
+            raise
         failures[job.name] = error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # A full disk has the same code, and another type.
+    is_of_device = isinstance(error, jax.errors.JaxRuntimeError)
+    return is_of_device and "RESOURCE_EXHAUSTED" in str(error)
 
 
 class _Company:

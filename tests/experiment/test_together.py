@@ -266,7 +266,7 @@ def test_what_does_not_fit_into_memory_is_halved_until_it_does(tmp_path, program
     def two_at_most(jobs, stop):
         asked.append(len(jobs))
         if len(jobs) > 2:
-            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes")
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return lockstep(jobs, stop)
 
     monkeypatch.setattr(together, "_lockstep", two_at_most)
