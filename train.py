@@ -42,6 +42,13 @@ SIDE_BY_SIDE = flags.DEFINE_boolean(
     "With --sweep, where there are several local devices: a run on each, at the same time. "
     "--noside_by_side trains one run after another, each on all of them.",
 )
+TOGETHER = flags.DEFINE_enum(
+    "together",
+    "auto",
+    ["auto", "always", "never"],
+    "With --sweep: train the seeds of a run as one program. 'auto' does so on one GPU or TPU, "
+    "where it is faster, for the runs that allow it.",
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or 'auto' on a cluster that JAX knows (SLURM)."
 )
@@ -86,6 +93,7 @@ def main(argv: list[str]) -> int:
                 shard=SHARD.value,
                 only=ONLY.value,
                 environments=environments,
+                together=TOGETHER.value,
             )
             for name, why in failures.items():
                 print(f"error: {name}: {why}", file=sys.stderr)

@@ -117,8 +117,9 @@ class Trial:
         self._is_resident = pixels is None
         run_folder = RunFolder(folder)
         run_folder.make()
-        self._trainer = loop.Trainer(self._experiment, run_folder, Checkpoints(folder / "kept"))
-        self._progress = self._trainer._restore()
+        lane = loop.Lane(self._experiment, run_folder, Checkpoints(folder / "kept"))
+        self._trainer = loop.Trainer(lane)
+        self._progress = lane.restore()
         self._feeder = feed.Feeder(
             self._experiment.dataset.train, seed=self._experiment.seed, train=True
         )

@@ -44,8 +44,9 @@ def stream_indices(num_examples: int, start: int, stop: int, seed: int) -> np.nd
     return indices
 
 
-# A batch touches one epoch's order or two; a few more serve callers that work side by side.
-@functools.lru_cache(maxsize=4)
+# A batch touches one epoch's order or two; more serve callers that work side by side, such as
+# runs of several seeds in one program.
+@functools.lru_cache(maxsize=16)
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     key = np.array([seed, epoch], np.uint64)
     order = np.random.Generator(np.random.Philox(key=key)).permutation(num_examples)

@@ -70,12 +70,13 @@ class RunFolder:
                 "to resume that run"
             )
 
-    def has_checkpoint(self) -> bool:
-        """Whether a run has come to its first checkpoint here."""
+    def latest_checkpoint(self) -> int | None:
+        """Step of the newest checkpoint here, or None before the first."""
+        if not self.checkpoints.is_dir():
+            return None
         # One that was cut short has a longer name.
-        return self.checkpoints.is_dir() and any(
-            path.name.isdigit() for path in self.checkpoints.iterdir()
-        )
+        names = [path.name for path in self.checkpoints.iterdir()]
+        return max((int(name) for name in names if name.isdigit()), default=None)
 
     def read(self, name: str) -> Any:
         """The JSON file of this name, or None if there is none.

@@ -19,9 +19,18 @@ class Terminal:
       total_steps: of the run.
       is_writer: whether this process prints; with several processes only the first does.
       out: where to.
+      name: stands before each line, where several runs share a terminal; "" for nothing.
     """
 
-    def __init__(self, total_steps: int, *, is_writer: bool = True, out: TextIO | None = None):
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        is_writer: bool = True,
+        out: TextIO | None = None,
+        name: str = "",
+    ) -> None:
+        self._name = f"[{name}] " if name else ""
         self._out = out or sys.stdout
         self._total = total_steps
         self._is_writer = is_writer
@@ -32,7 +41,7 @@ class Terminal:
         """Print a line that stays."""
         if self._is_writer:
             clear = "\r\x1b[2K" if self._live else ""
-            self._out.write(f"{clear}{text}\n")
+            self._out.write(f"{clear}{self._name}{text}\n")
             self._out.flush()
 
     def tick(self, epoch: int, step: int, means: Mapping[str, float]) -> None:
@@ -42,8 +51,8 @@ class Terminal:
             self._start = (now, step)
         if self._is_writer and self._live:
             self._out.write(
-                f"\r\x1b[2Kepoch {epoch}  step {step}/{self._total}  loss {means['loss']:.4f}  "
-                f"accuracy {means['accuracy']:.2%}  {self.left(step)}"
+                f"\r\x1b[2K{self._name}epoch {epoch}  step {step}/{self._total}  "
+                f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.2%}  {self.left(step)}"
             )
             self._out.flush()
 

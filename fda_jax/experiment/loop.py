@@ -1,4 +1,4 @@
-"""The loop of a run: calls, epochs, evaluation, checkpoints."""
+"""A run beside the program that trains it, and the loop of a run that is trained alone."""
 
 import contextlib
 import dataclasses
@@ -69,14 +69,16 @@ class Evaluator:
         return totals
 
 
-class Trainer:
-    """The loop: calls, epochs, checkpoints.
+class Lane:
+    """A run beside the program that trains it: where it starts, what it logs, saves and says.
 
     Args:
       experiment: what is trained.
       folder: where the metrics go.
       checkpoints: of the run, from the newest of which it goes on.
       predecessor: where the run starts if it has no checkpoint yet; None for random weights.
+      evaluator: of the same network and data, where several runs share one; None makes one.
+      name: stands before what the run says on the terminal; "" for nothing.
     """
 
     def __init__(
@@ -85,71 +87,54 @@ class Trainer:
         folder: RunFolder,
         checkpoints: Checkpoints,
         predecessor: Predecessor | None = None,
+        *,
+        evaluator: Evaluator | None = None,
+        name: str = "",
     ) -> None:
-        self._experiment = experiment
+        self.experiment = experiment
+        self.folder = folder
+        self.terminal = make_terminal(experiment, name)
         self._predecessor = predecessor
         self._plan = experiment.plan
-        self._folder = folder
         self._checkpoints = checkpoints
-        self._evaluator = Evaluator(experiment)
-        self._terminal = make_terminal(experiment)
-        self._call = make_call(experiment)
+        self._evaluator = Evaluator(experiment) if evaluator is None else evaluator
         self._rate = jax.jit(experiment.schedule)
-        self._watch = None
-        if self._plan.diagnose_every_steps:
-            keys = _key(experiment, AUGMENT), _key(experiment, PROBE)
-            self._watch = diagnose.Watch(experiment, *keys)
+        self._board: TensorBoard | None = None
 
-    def run(self, stop: "Stop") -> bool:
-        """Train to the end; False if a signal asked to stop before it."""
-        progress = self._restore()
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Progress]:
+        """Go to the newest checkpoint or the start, and keep the event file open from there on."""
+        progress = self.restore()
         step = int(progress.state.step)
-        self._folder.forget_after(step)
+        self.folder.forget_after(step)
         self._greet(step)
-        feeder = feed.Feeder(self._experiment.dataset.train, seed=self._experiment.seed, train=True)
-        feeds = feeder.feeds(feed.train_chunks(self._plan, self._experiment.seed, step))
-        board = TensorBoard(self._folder.path, step=step, is_writer=jax.process_index() == 0)
-        with contextlib.closing(board), contextlib.closing(feeds):
-            return self._loop(progress, feeds, board, stop)
+        board = TensorBoard(self.folder.path, step=step, is_writer=jax.process_index() == 0)
+        self._board = board
+        with contextlib.closing(board):
+            yield progress
 
-    def _loop(
-        self, progress: Progress, feeds: Iterator[feed.Feed], board: TensorBoard, stop: "Stop"
-    ) -> bool:
-        compiled = False
-        for call in feed.calls(self._plan, int(progress.state.step)):
-            item = next(feeds)
-            if self._watch is not None and self._plan.is_diagnosed(call.step):
-                row = self._watch(progress.state, call.step, item)
-                self._folder.append_metrics(row)
-                board.write(row)
-            progress.seconds += self._advance(progress, call, item) * compiled
-            compiled = True
-            step = call.step + call.count
-            epoch = self._plan.epoch_of_step(call.step)
-            self._terminal.tick(epoch, step, progress.totals.means())
-            if step == self._plan.end_of_epoch(epoch):
-                self._finish_epoch(progress, epoch, board)
-            if step < self._plan.total_steps and devices.any_process(stop.asked):
-                self._save(progress)
-                self._terminal.line(
-                    f"stopped by a signal after step {step} of {self._plan.total_steps}, "
-                    "checkpoint saved: the same command goes on from here"
-                )
-                return False
-        return True
+    def restore(self) -> Progress:
+        """The newest checkpoint, or the start; on the devices."""
+        latest = self._checkpoints.latest_step()
+        values = None
+        if self._predecessor is not None and latest is None:
+            values = self._predecessor.values(self.experiment)
+        progress = start(self.experiment, values)
+        if latest is not None:
+            arrays, notes = self._checkpoints.restore(progress.arrays(), latest)
+            progress = Progress(*arrays, seconds=notes["seconds"])
+        progress.state, progress.totals = devices.replicate((progress.state, progress.totals))
+        return progress
 
-    def _advance(self, progress: Progress, call: feed.Call, item: feed.Feed) -> float:
-        """Run one compiled call; its seconds."""
-        start = time.monotonic()
-        progress.state, progress.totals, health = self._call(
-            progress.state, progress.totals, call, item
-        )
-        if not bool(health.is_finite()):
-            self._fail(progress, call, item)
-        return time.monotonic() - start
+    def log(self, *rows: Mapping[str, Any]) -> None:
+        """Write rows of metrics.jsonl, also for TensorBoard."""
+        self.folder.append_metrics(*rows)
+        for row in rows:
+            if self._board is not None:
+                self._board.write(row)
 
-    def _finish_epoch(self, progress: Progress, epoch: int, board: TensorBoard) -> None:
-        """Evaluate, log and save at the end of an epoch."""
+    def finish_epoch(self, progress: Progress, epoch: int) -> None:
+        """Evaluate, log and save at the end of an epoch; the totals begin anew."""
         plan, state = self._plan, progress.state
         step = int(state.step)
         last = epoch == plan.epochs
@@ -173,67 +158,40 @@ class Trainer:
         if last or epoch % plan.eval_every_epochs == 0:
             test_means = self._evaluator(state).means()
             rows.append({**shared, "split": "test", **test_means})
-            if test_means["accuracy"] > best_row(self._folder.metrics())["accuracy"]:
+            if test_means["accuracy"] > best_row(self.folder.metrics())["accuracy"]:
                 new_best = test_means["accuracy"]
-        self._folder.append_metrics(*rows)
-        for row in rows:
-            board.write(row)
-        self._terminal.epoch(epoch, plan.epochs, train_means, test_means, step, rate)
+        self.log(*rows)
+        self.terminal.epoch(epoch, plan.epochs, train_means, test_means, step, rate)
         progress.totals = devices.replicate(Metrics.zero())
         if last or new_best is not None or epoch % plan.checkpoint_every_epochs == 0:
             self._save(progress, new_best=new_best)
 
-    def _flips(self, progress: Progress) -> dict[str, float]:
-        """The share of binary weights that flipped in the epoch; the next is measured from here."""
-        before = progress.signs
-        progress.signs = _signs(self._experiment, progress.state)
-        if before is None or progress.signs is None:
-            return {}
-        return {"flips": progress.signs.share_flipped_since(before)}
-
-    def _save(self, progress: Progress, *, new_best: float | None = None) -> None:
-        self._checkpoints.save(
-            int(progress.state.step),
-            progress.arrays(),
-            {"seconds": progress.seconds},
-            new_best=new_best,
+    def stop(self, progress: Progress) -> None:
+        """Save where the run stands, so that it goes on from here."""
+        self._save(progress)
+        self.terminal.line(
+            f"stopped by a signal after step {int(progress.state.step)} of "
+            f"{self._plan.total_steps}, checkpoint saved: the same command goes on from here"
         )
 
-    def _restore(self) -> Progress:
-        """The newest checkpoint, or the start; on the devices."""
-        latest = self._checkpoints.latest_step()
-        values = None
-        if self._predecessor is not None and latest is None:
-            values = self._predecessor.values(self._experiment)
-        progress = start(self._experiment, values)
-        if latest is not None:
-            arrays, notes = self._checkpoints.restore(progress.arrays(), latest)
-            progress = Progress(*arrays, seconds=notes["seconds"])
-        progress.state, progress.totals = devices.replicate((progress.state, progress.totals))
-        return progress
+    def fail(self, progress: Progress, call: feed.Call, item: feed.Feed) -> None:
+        """Say which step and layer gave a number that is not finite, and stop.
 
-    def _greet(self, step: int) -> None:
-        experiment, plan = self._experiment, self._plan
-        self._terminal.line(
-            f"{experiment.dataset.name}: {plan.num_train:,} training and {plan.num_test:,} test "
-            f"images; {plan.epochs} epochs of {plan.total_steps / plan.epochs:g} steps; "
-            f"{plan.num_devices} {jax.devices()[0].device_kind} device(s); run in "
-            f"{self._folder.path}"
-        )
-        if step:
-            self._terminal.line(f"going on from step {step} of {plan.total_steps}")
-        elif self._predecessor is not None:
-            self._terminal.line(f"starting from the parameters of {self._predecessor.path}")
+        Args:
+          progress: with the last good state.
+          call: the one that ended before its end.
+          item: what it read.
 
-    def _fail(self, progress: Progress, call: feed.Call, item: feed.Feed) -> None:
-        """Say which step and layer gave a number that is not finite, and stop."""
+        Raises:
+          NonFiniteError: always.
+        """
         step = int(progress.state.step)
         where = diagnose.describe(
-            self._experiment.model.clone(axis_name=None),
-            self._experiment.preprocessing,
+            self.experiment.model.clone(axis_name=None),
+            self.experiment.preprocessing,
             jax.device_get(progress.state),
             Batch(*item.examples_of(step - call.step)),
-            _key(self._experiment, AUGMENT),
+            augment_key(self.experiment),
             total_steps=self._plan.total_steps,
         )
         kept = self._checkpoints.latest_step()
@@ -247,8 +205,94 @@ class Trainer:
             )
             + diagnose.ADVICE
         )
-        self._folder.write("failure.json", {"step": step, "message": message})
+        self.folder.write("failure.json", {"step": step, "message": message})
         raise diagnose.NonFiniteError(message)
+
+    def _flips(self, progress: Progress) -> dict[str, float]:
+        """The share of binary weights that flipped in the epoch; the next is measured from here."""
+        before = progress.signs
+        progress.signs = _signs(self.experiment, progress.state)
+        if before is None or progress.signs is None:
+            return {}
+        return {"flips": progress.signs.share_flipped_since(before)}
+
+    def _save(self, progress: Progress, *, new_best: float | None = None) -> None:
+        self._checkpoints.save(
+            int(progress.state.step),
+            progress.arrays(),
+            {"seconds": progress.seconds},
+            new_best=new_best,
+        )
+
+    def _greet(self, step: int) -> None:
+        experiment, plan = self.experiment, self._plan
+        self.terminal.line(
+            f"{experiment.dataset.name}: {plan.num_train:,} training and {plan.num_test:,} test "
+            f"images; {plan.epochs} epochs of {plan.total_steps / plan.epochs:g} steps; "
+            f"{plan.num_devices} {jax.devices()[0].device_kind} device(s); run in "
+            f"{self.folder.path}"
+        )
+        if step:
+            self.terminal.line(f"going on from step {step} of {plan.total_steps}")
+        elif self._predecessor is not None:
+            self.terminal.line(f"starting from the parameters of {self._predecessor.path}")
+
+
+class Trainer:
+    """The loop of a run that is trained alone: calls, epochs, checkpoints.
+
+    Args:
+      lane: the run.
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        experiment = lane.experiment
+        self._lane = lane
+        self._experiment = experiment
+        self._plan = experiment.plan
+        self._call = make_call(experiment)
+        self._watch = None
+        if self._plan.diagnose_every_steps:
+            keys = augment_key(experiment), _key(experiment, PROBE)
+            self._watch = diagnose.Watch(experiment, *keys)
+
+    def run(self, stop: "Stop") -> bool:
+        """Train to the end; False if a signal asked to stop before it."""
+        with self._lane.opened() as progress:
+            split, seed = self._experiment.dataset.train, self._experiment.seed
+            feeds = feed.Feeder(split, seed=seed, train=True).feeds(
+                feed.train_chunks(self._plan, seed, int(progress.state.step))
+            )
+            with contextlib.closing(feeds):
+                return self._loop(progress, feeds, stop)
+
+    def _loop(self, progress: Progress, feeds: Iterator[feed.Feed], stop: "Stop") -> bool:
+        compiled = False
+        for call in feed.calls(self._plan, int(progress.state.step)):
+            item = next(feeds)
+            if self._watch is not None and self._plan.is_diagnosed(call.step):
+                self._lane.log(self._watch(progress.state, call.step, item))
+            progress.seconds += self._advance(progress, call, item) * compiled
+            compiled = True
+            step = call.step + call.count
+            epoch = self._plan.epoch_of_step(call.step)
+            self._lane.terminal.tick(epoch, step, progress.totals.means())
+            if step == self._plan.end_of_epoch(epoch):
+                self._lane.finish_epoch(progress, epoch)
+            if step < self._plan.total_steps and devices.any_process(stop.asked):
+                self._lane.stop(progress)
+                return False
+        return True
+
+    def _advance(self, progress: Progress, call: feed.Call, item: feed.Feed) -> float:
+        """Run one compiled call; its seconds."""
+        start = time.monotonic()
+        progress.state, progress.totals, health = self._call(
+            progress.state, progress.totals, call, item
+        )
+        if not bool(health.is_finite()):
+            self._lane.fail(progress, call, item)
+        return time.monotonic() - start
 
 
 class Stop:
@@ -285,21 +329,9 @@ def make_call(experiment: Experiment) -> Callable[..., tuple[TrainState, Metrics
       (state, totals, call, feed) -> (state, totals, health), see `step.make_train_call`; the
       memory of the first two is taken over.
     """
-    plan, key = experiment.plan, _key(experiment, AUGMENT)
-    step = make_train_step(
-        experiment.model,
-        experiment.optimizer,
-        experiment.preprocessing,
-        total_steps=plan.total_steps,
-        label_smoothing=experiment.label_smoothing,
-        ema_decay=experiment.ema_decay,
-        axis_name=devices.AXIS,
-    )
-    axis = feed.axis(experiment.dataset.train)
+    key, axis = augment_key(experiment), feed.axis(experiment.dataset.train)
     run = devices.parallel(
-        make_train_call(step, steps_per_call=plan.steps_per_call),
-        in_axes=(None, None, axis, axis, 0, None, None),
-        donate=(0, 1),
+        train_call(experiment), in_axes=(None, None, axis, axis, 0, None, None), donate=(0, 1)
     )
 
     def advance(state: TrainState, totals: Metrics, call: feed.Call, item: feed.Feed) -> Any:
@@ -309,9 +341,29 @@ def make_call(experiment: Experiment) -> Callable[..., tuple[TrainState, Metrics
     return advance
 
 
-def make_terminal(experiment: Experiment) -> Terminal:
+def train_call(experiment: Experiment) -> Callable[..., Any]:
+    """The function of `step.make_train_call` for an experiment on one device."""
+    plan = experiment.plan
+    step = make_train_step(
+        experiment.model,
+        experiment.optimizer,
+        experiment.preprocessing,
+        total_steps=plan.total_steps,
+        label_smoothing=experiment.label_smoothing,
+        ema_decay=experiment.ema_decay,
+        axis_name=devices.AXIS,
+    )
+    return make_train_call(step, steps_per_call=plan.steps_per_call)
+
+
+def make_terminal(experiment: Experiment, name: str = "") -> Terminal:
     """The terminal of this process; silent in all processes but the first."""
-    return Terminal(experiment.plan.total_steps, is_writer=jax.process_index() == 0)
+    return Terminal(experiment.plan.total_steps, is_writer=jax.process_index() == 0, name=name)
+
+
+def augment_key(experiment: Experiment) -> jax.Array:
+    """Root of the random numbers of a run's augmentation."""
+    return _key(experiment, AUGMENT)
 
 
 def _key(experiment: Experiment, purpose: int) -> jax.Array:

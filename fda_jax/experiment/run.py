@@ -1,8 +1,8 @@
 """One experiment, from configuration to result; reads like a paragraph."""
 
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.inherit import Predecessor, check_stages
 from fda_jax.experiment.logs import Terminal, duration
-from fda_jax.experiment.loop import Evaluator, Stop, Trainer, best_row, make_terminal, start
+from fda_jax.experiment.loop import Evaluator, Lane, Stop, Trainer, best_row, make_terminal, start
 from fda_jax.experiment.setup import Experiment
 from fda_jax.training import devices
 from fda_jax.training.checkpoints import Checkpoints
@@ -53,31 +53,67 @@ def train(
 def _train_run(
     config: Mapping[str, Any], experiment: Experiment, folder: RunFolder, stop: Stop | None
 ) -> dict[str, Any] | None:
-    predecessor = None
-    if config["train"]["init_from"]:
-        predecessor = Predecessor(config["train"]["init_from"], folder.path)
-        if not folder.has_checkpoint():
-            predecessor.check(experiment)
-    folder.claim(config)
-    terminal = make_terminal(experiment)
+    predecessor = claim(config, experiment, folder)
     finished = folder.read("result.json")
     if finished is not None:
-        terminal.line(f"{folder.path} is finished already: {_summary(finished)}")
+        make_terminal(experiment).line(f"{folder.path} is finished already: {_summary(finished)}")
         return finished
-    _announce(terminal, config)
-    folder.write("environment.json", environment(folder.read("environment.json")))
-    checkpoints = Checkpoints(folder.checkpoints)
-    try:
-        with _listening(stop) as asked:
-            done = Trainer(experiment, folder, checkpoints, predecessor).run(asked)
-    finally:
-        checkpoints.close()
+    with begun(config, folder) as checkpoints, _listening(stop) as asked:
+        lane = Lane(experiment, folder, checkpoints, predecessor)
+        done = Trainer(lane).run(asked)
     if not done:
         return None
     devices.wait_for_all("the metrics are written")
-    result = _result(config, folder, experiment)
-    folder.write("result.json", result)
-    terminal.line(_summary(result))
+    return finish(config, lane)
+
+
+def claim(
+    config: Mapping[str, Any], experiment: Experiment, folder: RunFolder
+) -> Predecessor | None:
+    """Make a folder a run's, or refuse it, before anything is compiled.
+
+    Returns:
+      What the run starts from if it has no checkpoint yet; None for random weights.
+
+    Raises:
+      ConfigError, CheckpointError: the run cannot start from what train.init_from names.
+      WorkdirError: the folder cannot be used.
+    """
+    predecessor = None
+    if config["train"]["init_from"]:
+        predecessor = Predecessor(config["train"]["init_from"], folder.path)
+        if folder.latest_checkpoint() is None:
+            predecessor.check(experiment)
+    folder.claim(config)
+    return predecessor
+
+
+@contextmanager
+def begun(
+    config: Mapping[str, Any], folder: RunFolder, *, together: int = 1, name: str = ""
+) -> Iterator[Checkpoints]:
+    """Record what a run is made with, and open its checkpoints.
+
+    Args:
+      config: of the run.
+      folder: the run's.
+      together: number of runs that are trained as one program.
+      name: of the run on the terminal, see `Terminal`.
+    """
+    _announce(Terminal(0, is_writer=jax.process_index() == 0, name=name), config)
+    before = folder.read("environment.json")
+    # The most of all starts: from then on the run's time is a share of others'.
+    most = max(together, (before or {}).get("together", 1))
+    folder.write("environment.json", {**environment(before), "together": most})
+    with closing(Checkpoints(folder.checkpoints)) as checkpoints:
+        yield checkpoints
+
+
+def finish(config: Mapping[str, Any], lane: Lane) -> dict[str, Any]:
+    """Write result.json at the end of a run, and return its content."""
+    result = _result(config, lane.folder, lane.experiment)
+    lane.folder.write("result.json", result)
+    lane.terminal.line(_summary(result))
     return result
 
 
@@ -235,6 +271,7 @@ def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment
         "images_per_second": last_train["images_per_second"],
         "device": surroundings.get("device"),
         "devices": surroundings.get("devices"),
+        "together": surroundings.get("together", 1),
         "revision": surroundings.get("revision"),
         "dirty": surroundings.get("dirty"),
     }

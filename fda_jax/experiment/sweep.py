@@ -25,6 +25,8 @@ from fda_jax.experiment.logs import Terminal
 from fda_jax.experiment.loop import Stop
 from fda_jax.experiment.setup import ConfigError
 from fda_jax.experiment.side_by_side import Job
+from fda_jax.experiment.together import CHOICES, obstacle, pays
+from fda_jax.experiment.together import train as train_together
 from fda_jax.layers import lookup
 from fda_jax.training import devices
 
@@ -119,6 +121,7 @@ def train(
     shard: str = "0/1",
     only: Sequence[str] = (),
     environments: Sequence[Mapping[str, str]] = (),
+    together: str = "auto",
 ) -> dict[str, str]:
     """Train every run of a sweep in its own folder WORKDIR/NAME/seedK, or go on with the rest.
 
@@ -134,6 +137,8 @@ def train(
       only: names of runs; empty for all.
       environments: of processes that train runs side by side, see `side_by_side.pins`; empty to
         train one after another in this process, each run on all devices.
+      together: whether the seeds of a run are trained as one program, see `together.train`: "auto"
+        for where that is possible and pays, "always", or "never".
 
     Returns:
       Why each failed run failed, by name; empty also where SIGTERM stopped the sweep.
@@ -143,34 +148,50 @@ def train(
       WorkdirError: the folder cannot be used, or holds another sweep.
     """
     jobs = _jobs(sweep, seeds, shard, only)
-    _check(sweep)
+    if together not in CHOICES:
+        raise ConfigError(
+            f"together is {together!r}, but must be one of {', '.join(CHOICES)}: set --together"
+        )
+    if environments and together == "always":
+        raise ConfigError(
+            f"together is 'always', but {len(environments)} devices train a run each, in processes "
+            "of their own: set --together=auto, or --noside_by_side to train on all of them"
+        )
+    companies = _check(sweep, "never" if environments else together)
     _claim(sweep, Path(workdir), seeds)
-    runs = []
+    runs: dict[str, list[Job]] = {}
     for name, seed in jobs:
         folder = f"{name}/seed{seed}"
-        runs.append(Job(folder, {**sweep.configs[name], "seed": seed}, Path(workdir, folder)))
+        group = name if name in companies else folder
+        job = Job(folder, {**sweep.configs[name], "seed": seed}, Path(workdir, folder))
+        runs.setdefault(group, []).append(job)
     terminal = Terminal(0, is_writer=jax.process_index() == 0)
     with Stop() as stop:
         if environments:
-            return side_by_side.train(runs, environments, stop=stop, say=terminal.line)
-        return _one_after_another(runs, stop, terminal)
+            alone = [job for group in runs.values() for job in group]
+            return side_by_side.train(alone, environments, stop=stop, say=terminal.line)
+        return _one_after_another(list(runs.values()), stop, terminal)
 
 
-def _one_after_another(runs: Sequence[Job], stop: Stop, terminal: Terminal) -> dict[str, str]:
+def _one_after_another(
+    groups: Sequence[Sequence[Job]], stop: Stop, terminal: Terminal
+) -> dict[str, str]:
     failures: dict[str, str] = {}
-    for number, job in enumerate(runs, start=1):
+    total, before = sum(map(len, groups)), 0
+    for group in groups:
         if devices.any_process(stop.asked):
             break
-        terminal.line(f"run {number}/{len(runs)}: {job.name}")
-        try:
-            run.train(job.config, job.workdir, stop=stop)
-        except Exception as error:  # a run's fault must not cost a night of others
+        names = ", ".join(job.name for job in group)
+        first, last = before + 1, before + len(group)
+        numbers = f"run {last}" if first == last else f"runs {first} to {last}"
+        terminal.line(f"{numbers}/{total}: {names}")
+        errors = train_together(group, stop=stop, say=terminal.line)
+        before = last
+        for name, error in errors.items():
             if not isinstance(error, USER_ERRORS):
-                traceback.print_exc()
-            failures[job.name] = f"{type(error).__name__}: {error}"
-            terminal.line(f"run {job.name} failed: {failures[job.name]}")
-        # What a finished run compiled is of no use to the next one.
-        jax.clear_caches()
+                traceback.print_exception(error)
+            failures[name] = f"{type(error).__name__}: {error}"
+            terminal.line(f"run {name} failed: {failures[name]}")
     return failures
 
 
@@ -327,12 +348,26 @@ def _jobs(sweep: Sweep, seeds: int, shard: str, only: Sequence[str]) -> list[tup
     return [(name, seed) for seed in range(seeds) for name in chosen][int(part) :: int(parts)]
 
 
-def _check(sweep: Sweep) -> None:
-    """Build every run, so that none is refused hours after the first one started."""
+def _check(sweep: Sweep, together: str = "never") -> set[str]:
+    """Build every run, so that none is refused hours after the first one started.
+
+    Returns:
+      The names of those whose seeds are trained together.
+    """
     loaded: dict[str, data.Dataset] = {}
+    companies = set()
     for name, config in sweep.configs.items():
         with _naming(name):
-            run.build_stages(stages.split(config) or [config], loaded)
+            experiments = run.build_stages(stages.split(config) or [config], loaded)
+            why = obstacle(experiments)
+            if together == "always" and why:
+                raise ConfigError(
+                    f"together is 'always', but {why}: set --together=auto, which trains the seeds "
+                    "of such runs one after another"
+                )
+            if not why and (together == "always" or (together == "auto" and pays())):
+                companies.add(name)
+    return companies
 
 
 def _claim(sweep: Sweep, workdir: Path, seeds: int) -> None:

@@ -60,7 +60,7 @@ class Run:
       seconds: of training without compilation; known of a finished run.
       seconds_per_step: of training; known of a finished run.
       test_examples: that the accuracies are of; known of a finished run.
-      device: kind, and how many if more than one.
+      device: kind, how many if more than one, and how many runs shared it as one program, if so.
       revision: of the code; several, joined by " then ", where a run went on at another.
       command: that started it, without the places of a machine.
       accuracy_curve: (epoch, test accuracy in [0, 1]) pairs.
@@ -370,7 +370,9 @@ def _settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _device(surroundings: Mapping[str, Any]) -> str | None:
     kind, count = surroundings.get("device"), surroundings.get("devices")
-    return f"{count} x {kind}" if kind and count and count > 1 else kind
+    together = surroundings.get("together", 1)  # older files are of runs that were trained alone
+    name = f"{count} x {kind}" if kind and count and count > 1 else kind
+    return f"{name} ({together} runs together)" if name and together > 1 else name
 
 
 def _revision(surroundings: Mapping[str, Any]) -> str | None:

@@ -42,6 +42,7 @@ def make_run(
     budget=1.0,
     revision=REVISION,
     test_examples=10_000,
+    together=None,
     **knobs,
 ):
     """A run folder, written by hand as training writes it."""
@@ -59,6 +60,7 @@ def make_run(
         "devices": 1,
         "revision": revision,
         "dirty": dirty,
+        **({} if together is None else {"together": together}),
     }
     rows = []
     for epoch, (accuracy, loss) in enumerate(zip(accuracies, LOSSES, strict=False), start=1):
@@ -132,6 +134,11 @@ def test_a_row_holds_the_numbers_of_the_files(tmp_path):
         "device": "cpu",
         "revision": "01234567",
     }
+
+
+def test_runs_that_shared_a_program_are_marked(tmp_path):
+    assert only_row(make_run(tmp_path / "a", together=5))["device"] == "cpu (5 runs together)"
+    assert only_row(make_run(tmp_path / "b", together=1))["device"] == "cpu"
 
 
 def test_a_changed_checkout_is_marked(tmp_path):
@@ -399,6 +406,7 @@ def test_times_are_compared_on_one_kind_of_device_and_with_the_reference_of_defa
         "ste": [{"method": "ste", "seconds": 2.0}],
         "same": [{"seconds": 3.0}],
         "other": [{"seconds": 3.0, "device": "gpu"}],
+        "together": [{"seconds": 3.0, "together": 5}],
         "untimed": [{"seconds": 0.0}],
     }
     (rows,) = compared(make_sweep(tmp_path / "w", runs)).values()
@@ -408,6 +416,7 @@ def test_times_are_compared_on_one_kind_of_device_and_with_the_reference_of_defa
         "ste": "1.00",
         "same": "1.50",
         "other": "-",
+        "together": "-",
         "untimed": "-",
     }
 

@@ -370,12 +370,12 @@ def test_a_run_stopped_between_its_stages_then_killed_moved_and_stopped_ends_as_
         patch.setattr(RunFolder, "append_metrics", kill)
         with pytest.raises(Killed):
             experiment.train(staged_config(), folder)
-    assert not RunFolder(folder / "stage2").has_checkpoint()
+    assert RunFolder(folder / "stage2").latest_checkpoint() is None
 
     folder = folder.rename(tmp_path / "moved")
     assert experiment.train(staged_config(), folder) is None
     assert "after step 2 of 5" in capsys.readouterr().out
-    assert RunFolder(folder / "stage2").has_checkpoint()
+    assert RunFolder(folder / "stage2").latest_checkpoint() is not None
     assert not (folder / "result.json").exists()
 
     experiment.train(staged_config(), folder)
