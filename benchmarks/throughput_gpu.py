@@ -39,6 +39,8 @@ from workers.jax_call import Task
 WORKERS = Path(__file__).parent / "workers"
 MODES = ("reduce-overhead", "max-autotune-no-cudagraphs")
 OURS = "fda_jax"
+# The same without `devices.GPU_OPTIONS`.
+PLAIN = "fda_jax, XLA as it is"
 # Of the recipe: 391 steps of 128 images an epoch.
 EPOCHS, STEPS_AN_EPOCH = 400, 391
 # Of the first losses' relative difference. Rounding turns signs, more of them with every layer: one
@@ -127,11 +129,13 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
         ours = dataclasses.replace(base, **changes)
         start = str(variables_of(ours, folder))
         made = {OURS: dataclasses.replace(ours, evaluate=evaluate)}
+        if evaluate:
+            made[PLAIN] = dataclasses.replace(ours, options=False)
         for mode in ("eager",) if args.tiny else MODES:
             made[f"torch {mode}"] = dataclasses.replace(ours, mode=mode, variables=start)
         return Part(seconds, made)
 
-    seeds = (1, 2) if args.tiny else (1, 2, 4, 8, 16, 32)
+    seeds = (1, 2) if args.tiny else (1, 2, 3, 5, 8)
     several = {f"{n} seeds": dataclasses.replace(base, seeds=n) for n in seeds}
     parts = {"bf16_128": beside_torch(150, evaluate=True), "seeds": Part(150, several)}
     if args.tiny:

@@ -45,6 +45,7 @@ class Task:
       method: name of `layers.METHODS`.
       blocks: in each stage of a network for CIFAR-10's images; 3 make ResNet-20.
       seeds: runs trained at once, each with weights, order and augmentation of its own.
+      options: let XLA use `devices.GPU_OPTIONS`, as a run does.
       evaluate: also time an evaluation of 10,000 images.
       mode: of torch.compile, or "eager"; for the PyTorch worker.
       variables: file of initial weights; for the PyTorch worker.
@@ -61,6 +62,7 @@ class Task:
     method: str = "fda"
     blocks: int = 3
     seeds: int = 1
+    options: bool = True
     evaluate: bool = False
     mode: str = "default"
     variables: str = ""
@@ -72,7 +74,6 @@ class Runner:
 
     def __init__(self, task: Task) -> None:
         self._task, self._rng = task, np.random.default_rng(0)
-        self._axis = devices.AXIS if task.seeds == 1 else None
         self._shape = (task.side_px, task.side_px, 3)
         self.setting = steps.make_setting(
             task.network,
@@ -80,23 +81,24 @@ class Runner:
             task.batch,
             image_shape_hwc=self._shape,
             dtype=task.dtype,
-            axis_name=self._axis,
+            axis_name=devices.AXIS,
             sizes={"stage_sizes": (task.blocks,) * 3} if task.network == "resnet20" else None,
         )
         examples = steps.random_batch(task.examples, self._shape)
         call = make_train_call(self.setting.train_step, steps_per_call=task.steps_per_call)
-        if task.seeds == 1:
-            self._examples = devices.replicate((examples.images, examples.labels))
-            self._state, self._totals = devices.replicate((self.setting.state, Metrics.zero()))
-            self._key = self.setting.key
-            axes = (None, None, None, None, 0, None, None)
-            self._call = devices.parallel(call, in_axes=axes, donate=(0, 1))
-        else:
-            self._examples = (examples.images, examples.labels)
+        self._examples = devices.replicate((examples.images, examples.labels))
+        start, self._key = (self.setting.state, Metrics.zero()), self.setting.key
+        if task.seeds > 1:
             self._key = jax.vmap(jax.random.key)(jnp.arange(task.seeds))
-            self._state, self._totals = jax.vmap(self._start)(self._key)
-            axes = (0, 0, None, None, 0, None, 0)
-            self._call = jax.jit(jax.vmap(call, in_axes=axes), donate_argnums=(0, 1))
+            start = jax.vmap(self._start)(self._key)
+            call = jax.vmap(call, in_axes=(0, 0, None, None, 0, None, 0))
+        self._state, self._totals = devices.replicate(start)
+        self._call = devices.parallel(
+            call,
+            in_axes=(None, None, None, None, 0, None, None),
+            donate=(0, 1),
+            options=devices.GPU_OPTIONS if task.options else {},
+        )
 
     def _start(self, key: jax.Array) -> tuple:
         setting = self.setting
@@ -106,7 +108,9 @@ class Runner:
     def call(self) -> float:
         """Run one call and wait for it; the mean loss of its last step."""
         task = self._task
-        size = (task.seeds, task.steps_per_call, task.batch)
+        # Behind the axis of the devices, of which there is one.
+        size = (1, task.seeds, task.steps_per_call, task.batch)
+        size = size if task.seeds > 1 else (1, *size[2:])
         indices = self._rng.integers(0, task.examples, size, dtype=np.int32)
         count = np.int32(task.steps_per_call)
         self._state, self._totals, health = self._call(
@@ -119,7 +123,7 @@ class Runner:
     def make_evaluation(self) -> Any:
         """A function that evaluates 10,000 images, as a run does after an epoch."""
         step = devices.parallel(
-            make_eval_step(self.setting.model, PREPROCESSING, axis_name=self._axis),
+            make_eval_step(self.setting.model, PREPROCESSING, axis_name=devices.AXIS),
             in_axes=(None, None, None, None, 0),
         )
 

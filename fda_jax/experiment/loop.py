@@ -331,7 +331,10 @@ def make_call(experiment: Experiment) -> Callable[..., tuple[TrainState, Metrics
     """
     key, axis = augment_key(experiment), feed.axis(experiment.dataset.train)
     run = devices.parallel(
-        train_call(experiment), in_axes=(None, None, axis, axis, 0, None, None), donate=(0, 1)
+        train_call(experiment),
+        in_axes=(None, None, axis, axis, 0, None, None),
+        donate=(0, 1),
+        options=devices.GPU_OPTIONS,
     )
 
     def advance(state: TrainState, totals: Metrics, call: feed.Call, item: feed.Feed) -> Any:

@@ -268,7 +268,9 @@ def shapes(model, method):
     def both(key, images, labels, indices):
         variables = model.init(key, jnp.zeros((1, *SHAPE)))
         params, statistics = variables["params"], variables.get("batch_stats", {})
-        state = TrainState(jnp.int32(0), params, statistics, optimizer.init(pack_parameters(params)), {})
+        state = TrainState(
+            jnp.int32(0), params, statistics, optimizer.init(pack_parameters(params)), {}
+        )
         found, slopes = diagnose(state, images, labels, indices, key)
         return found, slopes, probe(state, images, labels, indices, key, slopes, key)
 
