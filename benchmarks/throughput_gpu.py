@@ -2,9 +2,9 @@
 
 ResNet-20 with FDA on 50,000 random images of CIFAR-10's size that lie on the device, at batch 128
 and 1024 in bfloat16 and float32 (TF32 on both sides), many steps a compiled call; several seeds
-trained at once; ResNet-18 of ImageNet at 224 pixels. Each side is a process of its own and they
-take turns; the peer is compiled in two modes of torch.compile, of which the faster counts. Both
-sides start from the same weights, and the loss of their first batch is compared.
+at once, in the first part; ResNet-18 of ImageNet at 224 pixels. Each side is a process of its own
+and they take turns; the peer is compiled in two modes of torch.compile, of which the faster counts.
+Both sides start from the same weights, and the loss of their first batch is compared.
 
 Needs jax, flax, optax, orbax-checkpoint, tensorboardX and numpy and, for the peer, torch. It ends
 before --seconds whatever happens: what would not fit is left out and named, and the record is
@@ -73,6 +73,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=560, help="for everything")
     parser.add_argument("--rounds", type=int, default=8, help="turns of each side")
     parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[2, 3, 5], help="numbers of seeds trained at once"
+    )
+    parser.add_argument(
         "--peak-tflops", type=float, default=989, help="dense bfloat16, of the chip"
     )
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
@@ -135,9 +138,10 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
             made[f"torch {mode}"] = dataclasses.replace(ours, mode=mode, variables=start)
         return Part(seconds, made)
 
-    seeds = (1, 2) if args.tiny else (1, 2, 3, 5, 8)
+    seeds = (2,) if args.tiny else args.seeds
     several = {f"{n} seeds": dataclasses.replace(base, seeds=n) for n in seeds}
-    parts = {"bf16_128": beside_torch(150, evaluate=True), "seeds": Part(150, several)}
+    first = beside_torch(210, evaluate=True)
+    parts = {"bf16_128": Part(first.seconds, {**first.sides, **several})}
     if args.tiny:
         return parts
     parts["bf16_1024"] = beside_torch(110, batch=1024, steps_per_call=25)
@@ -287,7 +291,7 @@ def make_record(
         "peak?",
         tables=[
             speed_table(results, beside, args),
-            *([seeds_table(results["seeds"])] if "seeds" in results else []),
+            *([seeds_table(results["bf16_128"])] if "bf16_128" in results else []),
         ],
         goals=goals(results),
         details={
@@ -343,10 +347,11 @@ def speed_table(
 
 def seeds_table(result: Mapping[str, Any]) -> record.Table:
     speeds = measured(result)
-    single = speeds.get("1 seeds")
+    names = {OURS: "1", PLAIN: "1, XLA's options as they are"}
+    names |= {name: name.split()[0] for name in speeds if name.endswith(" seeds")}
     rows = [
-        [int(name.split()[0]), rounded(speed), rounded(speed / single, 2) if single else None]
-        for name, speed in speeds.items()
+        [shown, rounded(speeds.get(name)), rounded(quotient(speeds.get(name), speeds.get(OURS)), 2)]
+        for name, shown in names.items()
     ]
     return record.Table(
         "Several seeds at once: ResNet-20, batch 128 each, bfloat16",
@@ -354,6 +359,10 @@ def seeds_table(result: Mapping[str, Any]) -> record.Table:
         rows,
         "One compiled call trains all, each with its own weights, order and augmentation.",
     )
+
+
+def quotient(of: float | None, to: float | None) -> float | None:
+    return of / to if of and to else None
 
 
 def rounded(value: float | None, digits: int | None = None) -> float | None:
@@ -386,16 +395,15 @@ def goals(results: Mapping[str, Any]) -> list[record.Goal]:
             None if seconds is None else seconds < 7 * 60,
         )
     )
-    speeds = measured(results.get("seeds", {}))
-    gains = {
-        name: speed / speeds["1 seeds"] for name, speed in speeds.items() if "1 seeds" in speeds
-    }
-    best = max(gains, key=gains.__getitem__, default=None)
+    speeds = measured(results.get("bf16_128", {}))
+    several = {name: speed for name, speed in speeds.items() if name.endswith(" seeds")}
+    best = max(several, key=several.__getitem__, default="")
+    gain = quotient(several.get(best), speeds.get(OURS))
     made.append(
         record.Goal(
             "several seeds at once: at least 3 times the images a second of one",
-            f"{gains[best]:.2f} times with {best}" if best else None,
-            gains[best] >= 3 if best else None,
+            f"{gain:.2f} times with {best}" if gain else None,
+            gain >= 3 if gain else None,
         )
     )
     for network, limit in CHECK_LIMITS.items():
