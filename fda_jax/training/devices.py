@@ -13,9 +13,12 @@ AXIS = "devices"
 
 
 # On a GPU a training step is hundreds of kernels of a few microseconds. XLA puts them into CUDA
-# graphs, of which these make fewer and let kernels that do not need one another run side by side.
+# graphs. With these options the loop of a call is one graph, its convolutions included, in which
+# kernels that do not need one another run side by side.
 GPU_OPTIONS: Mapping[str, Any] = MappingProxyType(
     {
+        "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,"
+        "DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE",
         "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
         "xla_gpu_experimental_enable_conv_fusion": True,
     }
