@@ -52,12 +52,16 @@ def parallel(
         out_axes=None,  # type: ignore[arg-type]  # pmap takes it; its stub does not say so
         donate_argnums=tuple(donate),
     )
-    if options and jax.default_backend() == "gpu":
+    if options and _is_gpu():
         return _with_options(mapped, dict(options))
     if jax.default_backend() != "cpu" or jax.local_device_count() == 1:
         return mapped
     # Collectives of un-awaited steps can starve one another on the CPU backend's thread pool.
     return lambda *args: jax.block_until_ready(mapped(*args))
+
+
+def _is_gpu() -> bool:
+    return jax.default_backend() == "gpu"
 
 
 def _with_options(mapped: Any, options: dict[str, Any]) -> Callable[..., Any]:
