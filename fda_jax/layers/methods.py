@@ -535,6 +535,7 @@ def biper(*, stage: str = "binary", frequency: float = 20.0, regularizer: float 
 def fda(
     *,
     scale: str = "layer",
+    scale_in_gradient: bool = True,
     omega: float = 0.1,
     window: float = 1.0,
     num_terms_start: int = 10,
@@ -542,7 +543,10 @@ def fda(
 ) -> Method:
     """FDA-BNN: Fourier slope and a noise adaptation module; without it the sine module alone."""
     rule = ops.Fourier(omega, window, num_terms_start, num_terms_end)
-    return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
+    return Method(
+        weight=Quantizer(rule, scale, scale_in_gradient=scale_in_gradient),
+        activation=Quantizer(rule),
+    )
 
 
 def _at_scale(rule: ops.Rule, scale: str) -> ops.Rule:

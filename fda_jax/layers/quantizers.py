@@ -73,10 +73,12 @@ class Quantizer:
       noise: settings of the noise adaptation module, or None.
       normalize: (x, progress) -> array of x's shape, applied first; None for x itself.
       scale_gradient: whether the gradient flows through the scale's dependence on the weights.
+      scale_in_gradient: whether the scale multiplies the gradient of the weights, as the chain rule
+        has it; False leaves it out, as DoReFa-Net does (arXiv 1606.06160, Eq. 8).
       penalty: (x, progress) -> scalar of the latent x, added to the training loss; None for none.
 
     Raises:
-      ValueError: an unknown scale.
+      ValueError: an unknown scale, or one that is left out of the gradient and yet differentiated.
     """
 
     estimator: ops.Rule
@@ -84,10 +86,17 @@ class Quantizer:
     noise: Noise | None = None
     normalize: Transform | None = None
     scale_gradient: bool = False
+    scale_in_gradient: bool = True
     penalty: Transform | None = None
 
     def __post_init__(self) -> None:
         _check_choice("scale", self.scale, SCALES)
+        if not self.scale_in_gradient and (self.scale_gradient or self.scale == "learned"):
+            raise ValueError(
+                "scale_in_gradient is False, so the weights' gradient knows nothing of the scale, "
+                "but the scale is to be differentiated: use scale_in_gradient=True, or the scale "
+                '"none", "layer", "filter" or "power_of_two" without scale_gradient'
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -204,7 +213,21 @@ class WeightQuantizer(nn.Module):
         if quantizer.scale == "learned":
             return binary * self.param("scale", lambda _: weight_scale(w, "filter"))
         scale = weight_scale(w, quantizer.scale)
+        if not quantizer.scale_in_gradient:
+            return _scaled_forward(binary, scale)
         return binary * (scale if quantizer.scale_gradient else jax.lax.stop_gradient(scale))
+
+
+@jax.custom_vjp
+def _scaled_forward(binary: jax.Array, scale: jax.Array) -> jax.Array:
+    """Binary times scale, whose gradient is that of binary alone."""
+    return binary * scale
+
+
+_scaled_forward.defvjp(
+    lambda binary, scale: (binary * scale, scale),
+    lambda scale, g: (g, jnp.zeros_like(scale)),
+)
 
 
 def weight_scale(w: jax.Array, scale: str) -> jax.Array:
