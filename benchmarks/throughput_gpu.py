@@ -140,7 +140,7 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
 
     seeds = (2,) if args.tiny else args.seeds
     several = {f"{n} seeds": dataclasses.replace(base, seeds=n) for n in seeds}
-    first = beside_torch(210, evaluate=True)
+    first = beside_torch(240, evaluate=True)
     parts = {"bf16_128": Part(first.seconds, {**first.sides, **several})}
     if args.tiny:
         return parts
@@ -165,7 +165,10 @@ def save_variables(task: Task, folder: Path) -> None:
     sizes = {"stage_sizes": (task.blocks,) * 3} if task.network == "resnet20" else None
     side = min(task.side_px, 32)  # on which weights do not depend, but the time to make them
     shape = (side, side, 3)
-    setting = steps.make_setting(task.network, task.method, 1, image_shape_hwc=shape, sizes=sizes)
+    with jax.default_device(jax.devices("cpu")[0]):  # which compiles it in a fraction of the time
+        setting = steps.make_setting(
+            task.network, task.method, 1, image_shape_hwc=shape, sizes=sizes
+        )
     tree = {"params": setting.state.params, "batch_stats": setting.state.batch_stats}
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {"/".join(key.key for key in keys): np.asarray(leaf) for keys, leaf in leaves}

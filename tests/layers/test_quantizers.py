@@ -285,3 +285,43 @@ def test_without_a_quantizer_operands_pass_unchanged() -> None:
 def test_settings_out_of_range_are_refused_with_the_value_and_the_remedy(make, message) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("noise", [None, NOISE])
+@pytest.mark.parametrize("scale", ["layer", "filter", "power_of_two"])
+def test_a_scale_outside_of_the_gradient_is_in_the_weights_and_nowhere_else(scale, noise):
+    """DoReFa-Net, Eqs. 7 and 8: the same weights, the gradient of the signs before the scale."""
+    w = jax.random.normal(KEY, (3, 3, 4, 5))
+    g = jax.random.normal(jax.random.key(1), w.shape)
+    made = {
+        name: WeightQuantizer(Quantizer(RULE, scale_of, noise=noise, scale_in_gradient=inside))
+        for name, scale_of, inside in (
+            ("inside", scale, True),
+            ("outside", scale, False),
+            ("none", "none", True),
+        )
+    }
+    variables = made["none"].init(KEY, w, train=True, progress=PROGRESS)
+
+    def values(module):
+        weights, pull = jax.vjp(
+            lambda variables, w: module.apply(variables, w, train=True, progress=PROGRESS),
+            variables,
+            w,
+        )
+        return weights, pull(g)
+
+    inside, outside, none = (values(made[name]) for name in ("inside", "outside", "none"))
+    np.testing.assert_array_equal(outside[0], inside[0])
+    chex.assert_trees_all_equal(outside[1], none[1])
+
+
+@pytest.mark.parametrize("knobs", [{"scale": "learned"}, {"scale_gradient": True}])
+def test_a_scale_that_is_differentiated_cannot_stay_out_of_the_gradient(knobs):
+    with pytest.raises(ValueError, match="use scale_in_gradient=True"):
+        Quantizer(RULE, **{"scale": "layer", **knobs}, scale_in_gradient=False)
+
+
+def test_fda_takes_the_scale_out_of_the_gradient_where_it_is_told_to():
+    assert make_method("fda").weight.scale_in_gradient
+    assert not make_method("fda", scale_in_gradient=False).weight.scale_in_gradient
