@@ -1,6 +1,7 @@
 """Many devices: the one home of jax.pmap."""
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -73,8 +74,15 @@ def _with_options(mapped: Any, options: dict[str, Any]) -> Callable[..., Any]:
             lowered = mapped.lower(*args)
             try:
                 compiled.append(lowered.compile(compiler_options=options))
-            except jax.errors.JaxRuntimeError:
+            except jax.errors.JaxRuntimeError as error:
                 # An option that this version does not know, or an experiment that failed.
+                reason = str(error).strip().splitlines()[0][:300]
+                warnings.warn(
+                    f"compiled without the options {options}, which XLA refused: {reason}. Results "
+                    "are the same, steps may be slower",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
                 compiled.append(mapped)
         return compiled[0](*args)
 
