@@ -18,6 +18,7 @@ ORDER = (
     "estimator_cost",
     "throughput_cpu",
     "throughput_gpu",
+    "gpu_kernels",
     "startup",
     "input_wait",
     "growth",
