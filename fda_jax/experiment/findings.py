@@ -409,8 +409,12 @@ def _flips_without_latents(run: Run) -> bool:
 def _more_flips(run: Run) -> str:
     if _flips_without_latents(run):
         return "a smaller --config.method.threshold or a larger --config.method.gamma"
+    method = run.config["method"]
+    unscaled = ""
+    if "scale_in_gradient" in method and method["scale_in_gradient"]:
+        unscaled = "--config.method.scale_in_gradient=False, "
     return (
-        f"a larger --config.optimizer.learning_rate (it was {_rate(run):g}), a wider "
+        f"{unscaled}a larger --config.optimizer.learning_rate (it was {_rate(run):g}), a wider "
         "--config.method.window if the method has one, or --config.optimizer.name=adam, whose step "
         "does not shrink with the gradient"
     )

@@ -290,3 +290,14 @@ def test_a_real_run_made_ill_on_purpose_is_found_ill(illness, tmp_path):
     (run,) = findings.read(tmp_path / "run")
     text, _ = findings.report([run])
     assert all(words in text for words in expected), text
+
+
+def test_a_scale_in_the_gradient_is_the_first_thing_to_try_where_nothing_flips(tmp_path):
+    word = "--config.method.scale_in_gradient=False"
+    for inside in (True, False):
+        story = healthy()
+        every(story["trains"], flips=2e-5)
+        story["config"]["method"]["scale_in_gradient"] = inside
+        (run,) = findings.read(write(tmp_path / str(inside), story))
+        (finding,) = findings.examine(run)
+        assert (word in finding.remedy) == inside
