@@ -411,7 +411,7 @@ def _more_flips(run: Run) -> str:
         return "a smaller --config.method.threshold or a larger --config.method.gamma"
     method = run.config["method"]
     unscaled = ""
-    if "scale_in_gradient" in method and method["scale_in_gradient"]:
+    if method.get("scale_in_gradient"):
         unscaled = "--config.method.scale_in_gradient=False, "
     return (
         f"{unscaled}a larger --config.optimizer.learning_rate (it was {_rate(run):g}), a wider "
