@@ -67,20 +67,13 @@ def main() -> None:
     rows = (("fda", "float32", 1), ("fda", "float32", 2)) if args.tiny else ROWS
     made = record.Record("gpu_kernels", __doc__.splitlines()[0])
     counts = {}
-    for method, dtype, seeds in rows:
-        program = compile_call(mesh, args.network, method, dtype, seeds, tiny=args.tiny)
-        counts[method, dtype, seeds] = kernels_of_loop(program)
-        print(method, dtype, seeds, dict(counts[method, dtype, seeds]), flush=True)
+    for row in rows:
+        counts[row] = kernels_of_loop(compile_call(mesh, args.network, *row, tiny=args.tiny))
+        print(*row, dict(counts[row]), flush=True)
     made.tables.append(table(args.network, counts))
     made.details["counts"] = {" ".join(map(str, row)): dict(c) for row, c in counts.items()}
-    one, several = (
-        (counts[row].total() for row in rows[-2:])
-        if args.tiny
-        else (
-            counts["fda", "bfloat16", 1].total(),
-            counts["fda", "bfloat16", 3].total(),
-        )
-    )
+    *alone, seeds = rows[-1]
+    one, several = (counts[*alone, number].total() for number in (1, seeds))
     made.goals = [
         record.Goal("a step of FDA with noise modules: at most 600 kernels", f"{one}", one <= 600),
         record.Goal(

@@ -19,7 +19,7 @@ def quantize_weights(
     mapped call. On a GPU the kernels of a layer alone take longer to start than to run.
 
     Args:
-      quantizer: of the layers' weights.
+      quantizer: of the weights of every binary layer.
       params: of the network.
       progress: finished share of training, in [0, 1].
 
