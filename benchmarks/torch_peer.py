@@ -41,6 +41,24 @@ class _Binarize(torch.autograd.Function):
         return within_window(g, x)
 
 
+class Scaled(torch.autograd.Function):
+    """Signs times their scale; backward the identity, DoReFa-Net's Eq. 8."""
+
+    @staticmethod
+    def forward(signs: Tensor, scale: Tensor) -> Tensor:
+        """The product."""
+        return signs * scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Keep nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        """Pass the gradient on to the signs."""
+        return g, None
+
+
 class _PReLU(torch.autograd.Function):
     """max(x, 0) + slope min(x, 0); the library's own makes a slope's gradient for every pixel.
 
@@ -228,9 +246,10 @@ class _Layers:
     def binary_conv(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
         w = self._params[f"{name}/latent_kernel"]
         scale = w.detach().abs().mean()
+        signs = self._binarize_filters(w, f"{name}/weight/noise")
         return functional.conv2d(
             self._binarize(x, f"{name}/activation/noise"),
-            self._binarize_filters(w, f"{name}/weight/noise") * scale,
+            signs * scale if self._method == "ste" else Scaled.apply(signs, scale),
             stride=stride,
             padding=1,
         )

@@ -173,9 +173,9 @@ KNOBS = {
     },
     "fda": {
         "scale": "layer",  # mean |w| of the layer, as the authors' released code
-        # Whether the scale multiplies the weights' gradient too. The paper does not say; False is
-        # DoReFa-Net's Eq. 8 and the placeholder of the released code.
-        "scale_in_gradient": True,
+        # Whether the scale multiplies the weights' gradient too. False as in Eq. 8 of DoReFa-Net,
+        # the paper's baseline, and in the placeholder of the released code.
+        "scale_in_gradient": False,
         "omega": 0.1,  # radians per unit; not in the paper, BiBench's reading
         "window": 1.0,  # the slope is 0 for |t| > window; not in the paper either
         "num_terms_start": 10,  # N = n + 1 terms at the start; setting 3 of the paper: n = 9

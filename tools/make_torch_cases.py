@@ -95,6 +95,20 @@ class Rounded(torch.autograd.Function):
         return cotangent, None
 
 
+class TimesLayerMean(torch.autograd.Function):
+    """X times the mean |w| of the layer forward, the identity backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor) -> Tensor:
+        """The product."""
+        return w.abs().mean() * x
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Pass the cotangent on to x."""
+        return cotangent, None
+
+
 def one_within(x: Tensor, low: float, high: float) -> Tensor:
     """1 where low <= x <= high, 0 elsewhere."""
     clear_of(x, low, high)
@@ -391,7 +405,12 @@ def fourier_sign(x: Tensor, progress: float) -> Tensor:
 
 
 def fda(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
-    """FDA-BNN's sine module alone, times the mean |w| of the layer."""
+    """FDA-BNN's sine module alone; DoReFa-Net (arXiv 1606.06160), Eqs. 7 and 8: no scale back."""
+    return fourier_sign(a, progress), TimesLayerMean.apply(fourier_sign(w, progress), w)
+
+
+def fda_scaled(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
+    """The same with the mean |w| of the layer in the gradient too, as a constant."""
     return fourier_sign(a, progress), w.abs().mean().detach() * fourier_sign(w, progress)
 
 
@@ -412,7 +431,7 @@ def fda_with_noise(reading: str) -> Quantize:
         filters = w.permute(0, 2, 3, 1)
         estimate = noise(filters.reshape(FILTERS, -1), "weight", params, progress)
         noisy_w = fourier_sign(filters, progress) + estimate.reshape(filters.shape)
-        noisy_w = w.abs().mean().detach() * noisy_w
+        noisy_w = TimesLayerMean.apply(noisy_w, w)
         return noisy_a.permute(0, 3, 1, 2), noisy_w.permute(0, 3, 1, 2)
 
     return layer
@@ -496,6 +515,9 @@ CASES = {
     "biper_first_stage": Case("biper", biper_first_stage, {"stage": "real"}, params=SCALE),
     "rbnn": Case("rbnn", rbnn, progress=0.6, params={**SCALE, "weight/theta": (FILTERS,)}),
     "fda_sine_middle": Case("fda", fda, {"noise": "none"}, progress=0.77),
+    "fda_sine_scaled": Case(
+        "fda", fda_scaled, {"noise": "none", "scale_in_gradient": True}, progress=0.77
+    ),
     "fda_sine_end": Case("fda", fda, {"noise": "none"}, progress=1.0),
     "fda_forward": Case(
         "fda",

@@ -26,6 +26,7 @@ import sides
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch_peer import Scaled
 
 CLASSES, TOTAL_STEPS = 10, 1000
 OMEGA, TERMS_START, TERMS_END = 0.1, 10, 19
@@ -94,7 +95,7 @@ class BinaryConv(nn.Module):
         pixels = self.activation(x.permute(0, 2, 3, 1), alpha, terms).permute(0, 3, 1, 2)
         rows = w.permute(0, 2, 3, 1)
         filters = self.weight(rows.reshape(len(w), -1), alpha, terms).reshape(rows.shape)
-        kernel = filters.permute(0, 3, 1, 2) * w.detach().abs().mean()
+        kernel = Scaled.apply(filters.permute(0, 3, 1, 2), w.detach().abs().mean())
         return functional.conv2d(pixels, kernel.to(x.dtype), stride=self.stride, padding=1)
 
 

@@ -535,13 +535,17 @@ def biper(*, stage: str = "binary", frequency: float = 20.0, regularizer: float 
 def fda(
     *,
     scale: str = "layer",
-    scale_in_gradient: bool = True,
+    scale_in_gradient: bool = False,
     omega: float = 0.1,
     window: float = 1.0,
     num_terms_start: int = 10,
     num_terms_end: int = 19,
 ) -> Method:
-    """FDA-BNN: Fourier slope and a noise adaptation module; without it the sine module alone."""
+    """FDA-BNN: Fourier slope and a noise adaptation module; without it the sine module alone.
+
+    The weights' scale is not part of their gradient, as in DoReFa-Net (Eq. 8), the baseline that
+    FDA-BNN's section 3.1 starts from; `scale_in_gradient` puts it in.
+    """
     rule = ops.Fourier(omega, window, num_terms_start, num_terms_end)
     return Method(
         weight=Quantizer(rule, scale, scale_in_gradient=scale_in_gradient),

@@ -100,7 +100,7 @@ SMALL = [
 def start(workdir):
     """Two runs of one sweep on two simulated devices."""
     command = [
-        *(sys.executable, "train.py", "--sweep=configs/sweeps/table2.py", "--only=ste,dorefa"),
+        *(sys.executable, "train.py", "--sweep=configs/sweeps/table2.py", "--only=dorefa,fda"),
         *(f"--workdir={workdir}", *SMALL),
     ]
     return subprocess.Popen(
@@ -134,7 +134,7 @@ def test_two_devices_train_two_runs_whatever_is_killed_on_the_way(tmp_path):
     assert "going on from step" in output
     overrides = [word.removeprefix("--override=") for word in SMALL]
     asked = sweep.read(REPOSITORY / "configs" / "sweeps" / "table2.py", overrides)
-    for name in ("ste", "dorefa"):
+    for name in ("dorefa", "fda"):
         folder = workdir / name / "seed0"
         result = json.loads((folder / "result.json").read_text())
         assert result["config"]["method"]["name"] == name

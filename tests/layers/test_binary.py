@@ -149,8 +149,8 @@ def test_gradients_are_those_of_a_smooth_layer_times_the_slopes(name: str) -> No
             return 1.0, x
         scale = scale_of(x, quantizer.scale)
         slope = np.asarray(quantizer.estimator.slope(jnp.asarray(x), jnp.float32(progress)))
-        # The scale multiplies the gradient, but none flows through it.
-        return scale * slope, scale * signs(x)
+        # The scale multiplies the gradient, or not even that, but none flows through it.
+        return (scale if quantizer.scale_in_gradient else 1.0) * slope, scale * signs(x)
 
     slope_a, binary_a = slope_and_operand(method.activation, a)
     slope_w, binary_w = slope_and_operand(method.weight, w)

@@ -59,7 +59,9 @@ ROWS = {
         Quantizer(CLIP, "filter"), ShiftedSign(ops.ApproxSign()), nonlinearity="rprelu"
     ),
     "reste": Method(Quantizer(ROOT, "layer", scale_gradient=True), Quantizer(ROOT)),
-    "fda": Method(Quantizer(WAVE, "layer", NOISE), Quantizer(WAVE, noise=NOISE)),
+    "fda": Method(
+        Quantizer(WAVE, "layer", NOISE, scale_in_gradient=False), Quantizer(WAVE, noise=NOISE)
+    ),
 }
 
 
@@ -89,6 +91,7 @@ def test_knobs_reach_the_rule_and_the_noise_module() -> None:
     method = make_method(
         "fda",
         scale="filter",
+        scale_in_gradient=True,
         omega=0.2,
         window=0.5,
         num_terms_start=2,
