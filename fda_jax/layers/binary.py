@@ -13,6 +13,7 @@ from fda_jax.layers.quantizers import (
     ActivationQuantizer,
     Quantizer,
     WeightQuantizer,
+    sow_penalty,
 )
 
 
@@ -118,6 +119,8 @@ def _operands(
     quantized = layer.get_variable(QUANTIZED, "kernel")
     if quantized is not None and quantized.quantizer == method.weight:
         binary_w = quantized.kernel
+        if quantized.penalty is not None:
+            sow_penalty(layer, lambda w, progress: quantized.penalty, w, progress)
     else:
         binary_w = quantize_w(w, train=train, progress=progress)
     if not layer.is_initializing():

@@ -12,7 +12,7 @@ from fda_jax.layers.quantizers import QUANTIZED, Quantized, Quantizer, WeightQua
 
 def quantize_weights(
     quantizer: Quantizer, params: Mapping[str, Any], progress: jax.Array | float
-) -> tuple[dict[str, Any], jax.Array]:
+) -> dict[str, Any]:
     """What every binary layer of a network makes of its latent weights in training.
 
     Layers whose weights, and parameters of the quantizer, have the same shapes go through one
@@ -24,8 +24,7 @@ def quantize_weights(
       progress: finished share of training, in [0, 1].
 
     Returns:
-      {QUANTIZED: what the layers look for}, to be passed to the network with its parameters, and
-      the sum of the weights' penalties.
+      {QUANTIZED: what the layers look for}, to be passed to the network with its parameters.
 
     Laws: network and gradients as without it, to rounding.
     """
@@ -40,7 +39,6 @@ def quantize_weights(
         groups.setdefault(key, []).append((path, layer))
     module = WeightQuantizer(quantizer)
     quantized: dict[tuple[str, ...], Quantized] = {}
-    penalty = jnp.zeros((), jnp.float32)
 
     def quantize(layer: dict[str, Any]) -> Any:
         return module.apply(
@@ -54,7 +52,8 @@ def quantize_weights(
     for layers in groups.values():
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layer for _, layer in layers))
         kernels, sown = jax.vmap(quantize)(stacked)
-        penalty += sum(map(jnp.sum, jax.tree.leaves(sown)), jnp.float32(0))
+        penalties = jax.tree.leaves(sown)  # of each layer, or nothing
         for i, (path, _) in enumerate(layers):
-            quantized[*path, "kernel"] = Quantized(kernels[i], quantizer)
-    return {QUANTIZED: unflatten_dict(quantized)}, penalty
+            penalty = penalties[0][i] if penalties else None
+            quantized[*path, "kernel"] = Quantized(kernels[i], penalty, quantizer)
+    return {QUANTIZED: unflatten_dict(quantized)}

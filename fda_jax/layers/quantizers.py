@@ -106,10 +106,12 @@ class Quantized:
 
     Attributes:
       kernel: as `WeightQuantizer` returns it in training.
+      penalty: scalar of the training loss, sown by the layer that takes the kernel; None for none.
       quantizer: whose they are; a layer with another one does not take them.
     """
 
     kernel: jax.Array
+    penalty: jax.Array | None
     quantizer: Quantizer = dataclasses.field(metadata={"static": True})
 
 

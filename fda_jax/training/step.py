@@ -121,11 +121,11 @@ def make_loss(
 
     def loss_fn(params: Any, state: TrainState, images: jax.Array, labels: jax.Array) -> tuple:
         progress = state.step / total_steps
-        quantized, penalty = {}, jnp.float32(0)
+        quantized: dict[str, Any] = {}
         if isinstance(params, Packed):
             params = params.tree()
             if quantizer is not None:
-                quantized, penalty = quantize_weights(quantizer, params, progress)
+                quantized = quantize_weights(quantizer, params, progress)
         logits, updates = model.apply(
             {"params": params, "batch_stats": unpacked(state.batch_stats), **quantized},
             images,
@@ -134,7 +134,7 @@ def make_loss(
             mutable=list(collections),
         )
         losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        penalty += sum(jax.tree.leaves(updates.get("penalties", {})), jnp.float32(0))
+        penalty = sum(jax.tree.leaves(updates.get("penalties", {})), jnp.float32(0))
         return jnp.mean(losses) + penalty, (logits, losses, updates)
 
     return loss_fn

@@ -1,5 +1,7 @@
 """Weights quantized for all layers together are what each layer would have made of them."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -24,9 +26,7 @@ def network(request):
 
 def loss_of(model, method, *, jointly):
     def loss(params, batch_stats):
-        quantized, penalty = {}, 0.0
-        if jointly:
-            quantized, penalty = quantize_weights(method.weight, params, PROGRESS)
+        quantized = quantize_weights(method.weight, params, PROGRESS) if jointly else {}
         logits, sown = model.apply(
             {"params": params, "batch_stats": batch_stats, **quantized},
             IMAGES,
@@ -34,8 +34,8 @@ def loss_of(model, method, *, jointly):
             progress=PROGRESS,
             mutable=["batch_stats", "penalties"],
         )
-        own = sum(jax.tree.leaves(sown.get("penalties", {})), 0.0)
-        return jnp.mean(logits**2) + penalty + own, (logits, penalty + own)
+        penalty = sum(jax.tree.leaves(sown.get("penalties", {})), 0.0)
+        return jnp.mean(logits**2) + penalty, (logits, penalty)
 
     return jax.value_and_grad(loss, has_aux=True)
 
@@ -56,15 +56,47 @@ def test_a_layer_with_another_quantizer_quantizes_for_itself(network):
     method, model, variables = network
     params = variables["params"]
     strange = make_method("binarynet").weight
-    made, _ = jax.eval_shape(lambda p: quantize_weights(method.weight, p, PROGRESS), params)
+    made = jax.eval_shape(lambda p: quantize_weights(method.weight, p, PROGRESS), params)
     assert set(made) == {QUANTIZED}
     plain = model.apply(variables, IMAGES, train=False)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), made)
     taken = model.apply({**variables, **zeros}, IMAGES, train=False)
     assert np.abs(np.asarray(taken - plain)).max() > 0
-    zeros, _ = jax.tree.map(
+    zeros = jax.tree.map(
         jnp.zeros_like,
         quantize_weights(strange, jax.tree.map(jnp.zeros_like, params), PROGRESS),
     )
     left = model.apply({**variables, **zeros}, IMAGES, train=False)
     np.testing.assert_array_equal(left, plain)
+
+
+def test_a_penalty_counts_where_the_layer_takes_the_weights(network):
+    method, model, variables = network
+    penalty = make_method("bnn_plus").weight.penalty
+
+    def penalties(model, quantizer):
+        quantized = {}
+        if quantizer is not None:
+            quantized = quantize_weights(quantizer, variables["params"], PROGRESS)
+        sown = model.apply(
+            {**variables, **quantized},
+            IMAGES,
+            train=True,
+            progress=PROGRESS,
+            mutable=["batch_stats", "penalties"],
+        )[1]
+        return sum(jax.tree.leaves(sown.get("penalties", {})), 0.0)
+
+    @jax.jit
+    def measure():
+        fined = dataclasses.replace(method.weight, penalty=penalty)
+        fined_model = model.clone(method=dataclasses.replace(method, weight=fined))
+        own = penalties(model, None), penalties(model, fined)
+        return own, (penalties(fined_model, None), penalties(fined_model, fined))
+
+    (plain, left), (alone, taken) = measure()
+    assert float(alone) > 0
+    np.testing.assert_allclose(taken, alone, rtol=1e-5)
+    # Of another quantizer, even one that differs in its penalty alone, nothing is taken.
+    if method.weight.penalty is None:
+        assert float(plain) == float(left) == 0.0
