@@ -22,6 +22,8 @@ COLUMNS = (
     "device, revision",
 )
 _NUMBERS = {5, 6}
+# What a knob was before there was one, where that is not its default today.
+_BEFORE = {("fda", "scale_in_gradient"): "true"}
 # Settings that have a column.
 _SHOWN = ("data.limit", "train.batch_size", "train.budget", "train.epochs")
 
@@ -67,7 +69,8 @@ def _knobs(run: Run) -> list[str]:
     for name, parameter in inspect.signature(METHODS[run.method]).parameters.items():
         default = parameter.default
         text = default if isinstance(default, str) else json.dumps(default)
-        value = run.settings.get(f"method.{name}", text)  # older records lack newer knobs
+        # Older records lack newer knobs.
+        value = run.settings.get(f"method.{name}", _BEFORE.get((run.method, name), text))
         found += [f"{name}={value}"] if value != text else []
     return found
 
