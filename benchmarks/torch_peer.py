@@ -249,7 +249,7 @@ class _Layers:
         signs = self._binarize_filters(w, f"{name}/weight/noise")
         return functional.conv2d(
             self._binarize(x, f"{name}/activation/noise"),
-            signs * scale if self._method == "ste" else Scaled.apply(signs, scale),
+            Scaled.apply(signs, scale),
             stride=stride,
             padding=1,
         )

@@ -32,6 +32,7 @@ KNOBS = {
     },
     "ste": {
         "scale": "layer",
+        "scale_in_gradient": False,  # as fda's
         "window": 1.0,  # the slope is 0 for |t| > window
         **NOISE,
     },

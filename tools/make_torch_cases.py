@@ -132,12 +132,12 @@ def magnitude(w: Tensor) -> Tensor:
 
 
 def ste(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
-    """Signs within a window of 1, times the mean |w| of the layer as a constant."""
-    return clipped_sign(a), w.abs().mean().detach() * clipped_sign(w)
+    """Signs within a window of 1, times the mean |w| of the layer, not so the gradient."""
+    return clipped_sign(a), TimesLayerMean.apply(clipped_sign(w), w)
 
 
 def narrow_ste(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
-    """The same with a window of 1/2 and a scale for each filter."""
+    """A window of 1/2 and a scale for each filter, a constant factor of the gradient too."""
     return clipped_sign(a, 0.5), magnitude(w).detach() * clipped_sign(w, 0.5)
 
 
@@ -477,7 +477,9 @@ NOISE = {
 CASES = {
     "ste": Case("ste", ste),
     "ste_strided": Case("ste", ste, strides=2),
-    "ste_narrow": Case("ste", narrow_ste, {"window": 0.5, "scale": "filter"}),
+    "ste_narrow": Case(
+        "ste", narrow_ste, {"window": 0.5, "scale": "filter", "scale_in_gradient": True}
+    ),
     "bireal": Case("bireal", bireal),
     "reactnet": Case("reactnet", reactnet, params={"activation/shift": (CHANNELS,)}),
     "xnor_net": Case("xnor_net", xnor_net),

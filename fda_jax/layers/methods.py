@@ -149,11 +149,15 @@ def identity(*, scale: str = "layer") -> Method:
 def ste(
     *,
     scale: str = "layer",
+    scale_in_gradient: bool = False,
     window: float = 1.0,
 ) -> Method:
-    """Clipped straight-through estimator: the baseline that FDA-BNN is measured against."""
+    """Clipped straight-through estimator: `fda` without noise and with another slope."""
     rule = ops.ClippedSTE(window)
-    return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
+    return Method(
+        weight=Quantizer(rule, scale, scale_in_gradient=scale_in_gradient),
+        activation=Quantizer(rule),
+    )
 
 
 def binarynet(*, window: float = 1.0) -> Method:

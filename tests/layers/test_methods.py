@@ -24,7 +24,7 @@ BIREAL = Method(Quantizer(CLIP, "filter"), Quantizer(ops.ApproxSign()), nonlinea
 ROWS = {
     "full_precision": Method(None, None),
     "identity": Method(Quantizer(SIGN, "layer"), Quantizer(SIGN)),
-    "ste": Method(Quantizer(CLIP, "layer"), Quantizer(CLIP)),
+    "ste": Method(Quantizer(CLIP, "layer", scale_in_gradient=False), Quantizer(CLIP)),
     "binarynet": Method(Quantizer(SIGN), Quantizer(CLIP), latent_rule=ops.ClipLatents(1.0)),
     "dorefa": Method(Quantizer(ops.Scaled(SIGN, "layer")), Quantizer(CLIP)),
     "xnor_net": Method(
@@ -118,7 +118,7 @@ def test_knobs_reach_the_rule_and_the_noise_module() -> None:
             "ste",
             {"window": 0.5, "scale": "none"},
             {
-                "weight": Quantizer(ops.ClippedSTE(0.5)),
+                "weight": Quantizer(ops.ClippedSTE(0.5), scale_in_gradient=False),
                 "activation": Quantizer(ops.ClippedSTE(0.5)),
             },
         ),

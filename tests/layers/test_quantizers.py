@@ -322,6 +322,7 @@ def test_a_scale_that_is_differentiated_cannot_stay_out_of_the_gradient(knobs):
         Quantizer(RULE, **{"scale": "layer", **knobs}, scale_in_gradient=False)
 
 
-def test_fda_has_the_scale_in_the_gradient_where_it_is_told_to():
-    assert not make_method("fda").weight.scale_in_gradient
-    assert make_method("fda", scale_in_gradient=True).weight.scale_in_gradient
+@pytest.mark.parametrize("name", ["ste", "fda"])
+def test_the_scale_is_in_the_gradient_where_the_knob_says_so(name):
+    assert not make_method(name).weight.scale_in_gradient
+    assert make_method(name, scale_in_gradient=True).weight.scale_in_gradient
