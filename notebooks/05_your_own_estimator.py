@@ -61,9 +61,10 @@ class Arctangent(ops.Estimator):
 
 
 def arctangent(*, scale="layer", steepness_end=3.0):
-    """Ours: one scale a layer, no noise module."""
+    """Ours: one scale a layer, which the gradient leaves out as that of `ste`; no noise module."""
     rule = Arctangent(steepness_end)
-    return layers.Method(weight=layers.Quantizer(rule, scale), activation=layers.Quantizer(rule))
+    weight = layers.Quantizer(rule, scale, scale_in_gradient=False)
+    return layers.Method(weight, activation=layers.Quantizer(rule))
 
 
 # %% [markdown]

@@ -52,6 +52,7 @@ def unset(monkeypatch):
         jax.config.update(name, value)
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_the_programs_and_a_damaged_one_is_compiled_anew(tmp_path):
     assert run(tmp_path) == (["41.0", "0"], "")
     (answer, found), said = run(tmp_path)

@@ -174,6 +174,7 @@ def test_the_learning_rate_and_progress_are_logged(whole):
     assert trained[-1]["learning_rate"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_looked_at_ends_as_one_that_is_not(whole, tmp_path, monkeypatch):
     """And compiles each of its two functions once; what was seen stands between the epochs."""
     traced = []

@@ -276,6 +276,7 @@ def test_a_folder_keeps_to_its_sweep_which_may_grow(tmp_path, trained):
     assert not trained
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_stopped_goes_on_and_ends_as_if_its_runs_were_trained_alone(
     tmp_path, monkeypatch, capsys
 ):

@@ -105,6 +105,7 @@ def test_runs_share_the_time_of_their_program(company):
     assert results[0]["images_per_second"] == pytest.approx(10 * 320 / results[0]["seconds"])
 
 
+@pytest.mark.slow
 def test_runs_stopped_by_a_signal_inside_an_epoch_end_as_if_they_never_were(
     company, stopped, tmp_path, capsys
 ):
@@ -117,6 +118,7 @@ def test_runs_stopped_by_a_signal_inside_an_epoch_end_as_if_they_never_were(
         assert_same_run(tmp_path / "w" / f"seed{k}", company / f"seed{k}")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_trained_together_goes_on_alone(company, stopped, tmp_path, capsys):
     shutil.copytree(stopped / "seed1", tmp_path / "run")
     experiment.train(small_config(seed=1), tmp_path / "run")
@@ -162,6 +164,7 @@ def poison(tree, place):
     return devices.replicate(tree.replace(params=params))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finite_fails_as_alone_and_the_others_never_notice(
     company, tmp_path, monkeypatch
 ):

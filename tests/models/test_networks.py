@@ -131,6 +131,7 @@ def test_the_network_of_imagenet_is_its_layout_in_numpy(height: int, width: int)
     )
 
 
+@pytest.mark.slow
 def test_the_gradient_reaches_every_parameter_of_the_network_of_imagenet() -> None:
     model = build("resnet18", num_classes=4, method="fda").clone(
         stage_sizes=(1, 1, 1, 1),
