@@ -11,9 +11,11 @@ from flax.traverse_util import flatten_dict
 
 from fda_jax import models
 from fda_jax.training.losses import cross_entropy
+from fda_jax.training.packing import pack_parameters
 
 torch = pytest.importorskip("torch", reason="PyTorch, the other side of a benchmark, is missing")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import steps  # noqa: E402
 import torch_peer  # noqa: E402
 
 BATCH, SIDE, WIDTHS = 4, 16, (8, 16, 32)
@@ -61,6 +63,44 @@ def test_loss_and_gradient_are_ours(network, method):
     for name, theirs in trainer.gradients().items():
         scale = np.abs(gradient[name]).max()
         np.testing.assert_allclose(theirs, gradient[name], rtol=0, atol=2e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("network", ["resnet20", "vgg_small"])
+def test_the_losses_of_several_steps_are_ours(network):
+    """Optimizer, weight decay, schedules and running statistics too."""
+    with jax.enable_x64(True):
+        setting = steps.make_setting(
+            network,
+            "fda",
+            BATCH,
+            image_shape_hwc=(SIDE, SIDE, 3),
+            augment=False,
+            sizes={"widths": WIDTHS, "dtype": jnp.float64},
+        )
+        state = setting.state
+        params = generic(state.params)
+        statistics = jax.tree.map(np.float64, state.batch_stats)
+        state = state.replace(
+            params=params,
+            batch_stats=statistics,
+            opt_state=setting.optimizer.init(pack_parameters(params)),
+        )
+        step = jax.jit(setting.train_step)
+        losses = []
+        for _ in range(5):
+            state, metrics, _ = step(state, setting.batch, setting.key)
+            losses.append(float(metrics.means()["loss"]))
+    trainer = torch_peer.Trainer(
+        network,
+        "fda",
+        flatten_dict({"params": params, "batch_stats": statistics}, sep="/"),
+        np.asarray(setting.batch.images),
+        np.asarray(setting.batch.labels),
+        compiled=False,
+    )
+    theirs = [trainer.step() for _ in losses]
+    assert abs(losses[-1] - losses[0]) > 0.01
+    np.testing.assert_allclose(theirs, losses, rtol=1e-5)
 
 
 def test_gradient_of_ste_ends_at_its_window():
