@@ -177,7 +177,7 @@ KNOBS = {
         # Whether the scale multiplies the weights' gradient too. False as in Eq. 8 of DoReFa-Net,
         # the paper's baseline, and in the placeholder of the released code.
         "scale_in_gradient": False,
-        # Radians per unit; not in the paper. BiBench's, and the best of six in results/omega_1_epoch.
+        # Radians per unit; not in the paper. BiBench's, and best of six in results/omega_1_epoch.
         "omega": 0.1,
         "window": 1.0,  # the slope is 0 for |t| > window; not in the paper either
         "num_terms_start": 10,  # N = n + 1 terms at the start; setting 3 of the paper: n = 9

@@ -270,6 +270,8 @@ def _finals(entry: Entry) -> dict[int, float]:
 def _relative(entry: Entry, baseline: Entry) -> float | None:
     if entry.seconds_per_step is None or baseline.seconds_per_step is None:
         return None
-    if {run.device for run in entry.runs} != {run.device for run in baseline.runs}:
+    # Another revision may be faster, and was hardly measured beside this one.
+    circumstances = [{(run.device, run.revision) for run in e.runs} for e in (entry, baseline)]
+    if circumstances[0] != circumstances[1]:
         return None
     return entry.seconds_per_step / baseline.seconds_per_step

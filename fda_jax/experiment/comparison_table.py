@@ -146,8 +146,8 @@ def _explanation(comparison: Comparison) -> str:
             "A difference is the mean over seeds that both have, seed by seed, with Student's 95 % "
             "interval of that mean; each interval stands for itself, and among many one in twenty "
             "misses. Time a step is that of training without compilation, divided by the "
-            "baseline's on the same kind of device; it holds only where nothing else used the "
-            "machine."
+            "baseline's where device and revision are the same; it holds only where nothing else "
+            "used the machine."
         )
     if comparison.source:
         words.append(

@@ -516,6 +516,14 @@ def test_revisions_may_be_mixed_where_each_is_named(tmp_path, capsys):
     assert report.main([str(folder / "a"), str(folder / "b"), "--mixed-revisions"]) == 0
 
 
+def test_times_of_different_revisions_are_not_compared(tmp_path):
+    later = {"seconds": 6.0, "revision": "ffff" + REVISION}
+    runs = {"ste": [{"method": "ste"}], "same": [{"seconds": 6.0}], "later": [later]}
+    folder = make_sweep(tmp_path / "w", runs)
+    entries = comparison.read(folder, mixed_revisions=True).fields[0].entries
+    assert {e.name: e.relative_seconds for e in entries} == {"ste": 1.0, "same": 2.0, "later": None}
+
+
 def test_a_run_that_went_on_at_another_revision_is_of_both(tmp_path):
     folder = make_run(tmp_path / "a")
     path = folder / "environment.json"
