@@ -68,7 +68,7 @@ class Size:
     setting: Mapping[str, Any] = dataclasses.field(
         default_factory=lambda: {"network": "resnet20", "batch_size": 128}
     )
-    rounds: tuple[int, int, int, int] = (40, 3, 12, 2)
+    rounds: tuple[int, int, int, int] = (40, 3, 22, 2)
 
 
 TINY = Size(
@@ -234,7 +234,8 @@ def without(params: Mapping[str, Any], dropped: Sequence[str]) -> dict[str, Any]
 
 def sine_module(rule: ops.Rule) -> Method:
     """FDA-BNN with this slope and without noise modules."""
-    return Method(weight=Quantizer(rule, "layer"), activation=Quantizer(rule))
+    weight = Quantizer(rule, "layer", scale_in_gradient=False)
+    return Method(weight, activation=Quantizer(rule))
 
 
 def noisy_method(operands: str) -> Method:

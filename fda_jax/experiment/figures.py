@@ -42,7 +42,7 @@ def draw_curves(groups: Sequence[Group], *paths: Path) -> None:
     Raises:
       OSError: a file cannot be written.
     """
-    heights = [PANEL_INCHES + _legend_inches(group) for group in groups]
+    heights = [PANEL_INCHES + legend_inches(_names(group)) for group in groups]
     figure = new_figure(WIDTH_INCHES, sum(heights), dots_per_inch=DOTS_PER_INCH)
     rows = figure.subfigures(len(groups), 1, height_ratios=heights, squeeze=False)
     for row, group in zip(rows[:, 0], groups, strict=True):
@@ -167,7 +167,7 @@ def _draw_group(row: SubFigure, group: Group) -> None:
         lines,
         _names(group),
         loc="outside lower center",
-        ncols=_columns(group),
+        ncols=legend_columns(_names(group)),
         frameon=False,
         handlelength=2.8,
     )
@@ -196,11 +196,12 @@ def _name(run: Run, label: str) -> str:
     return name if len(name) <= _LEGEND_LETTERS else name[: _LEGEND_LETTERS - 1] + "…"
 
 
-def _columns(group: Group) -> int:
-    """As many as the longest name allows."""
-    names = _names(group)
-    return max(1, min(len(names), _LEGEND_LETTERS // (max(map(len, names)) + 8)))
+def legend_columns(names: Sequence[str]) -> int:
+    """Columns of a legend below a figure: what the longest name allows, in lines of like length."""
+    most = max(1, _LEGEND_LETTERS // (max(map(len, names)) + 8))
+    return math.ceil(len(names) / math.ceil(len(names) / most))
 
 
-def _legend_inches(group: Group) -> float:
-    return _LEGEND_LINE_INCHES * math.ceil(len(_names(group)) / _columns(group))
+def legend_inches(names: Sequence[str]) -> float:
+    """Height of that legend."""
+    return _LEGEND_LINE_INCHES * math.ceil(len(names) / legend_columns(names))

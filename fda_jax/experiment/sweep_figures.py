@@ -17,6 +17,8 @@ from fda_jax.experiment.figures import (
     MARKS,
     PANEL_INCHES,
     WIDTH_INCHES,
+    legend_columns,
+    legend_inches,
     new_figure,
     save,
     tidy,
@@ -161,7 +163,9 @@ def _blocks(field: Field) -> list[tuple[float, Callable[[SubFigure], None]]]:
     height = max(2.6 if len(field.entries) <= FEW else PANEL_INCHES, _rows_inches(field))
     blocks = [(height, lambda row: _draw_ends(row, field, colours, height))]
     if len(field.entries) <= FEW:
-        return [*blocks, (PANEL_INCHES, lambda row: _draw_shared_curves(row, field, colours))]
+        names = [entry.name for entry in field.entries]
+        curves_height = PANEL_INCHES + legend_inches(names)
+        return [*blocks, (curves_height, lambda row: _draw_shared_curves(row, field, colours))]
     for kind in (ACCURACY, LOSS):
         # A single evaluation is no curve.
         lengths = [len(kind.of(run)) for entry in field.entries for run in entry.runs]
@@ -331,18 +335,23 @@ def _draw_shared_curves(row: SubFigure, field: Field, colours: Mapping[str, str]
         for entry in reversed(field.entries):  # the most accurate is drawn last
             _draw_band(axes, _band(kind, entry), colours[entry.name], label=entry.name)
         if kind is FLIPS:
-            axes.set_yscale("symlog", linthresh=_LEAST_FLIPS_PERCENT)
-            axes.set_ylim(bottom=0)
+            _scale_flips(axes)
         _whole_epochs(axes, field)
     handles, names = row.axes[0].get_legend_handles_labels()
+    columns = legend_columns(names)
     row.legend(
-        handles[::-1], names[::-1], loc="outside lower center", ncols=len(names), frameon=False
+        handles[::-1], names[::-1], loc="outside lower center", ncols=columns, frameon=False
     )
+
+
+def _scale_flips(axes: Axes) -> None:
+    most = axes.dataLim.ymax
+    axes.set_yscale("symlog", linthresh=_LEAST_FLIPS_PERCENT)
+    axes.set_ylim(0, 1.5 * most if most > 0 else None)
 
 
 def _draw_flips(axes: Axes, field: Field, colours: Mapping[str, str], *, gap: float) -> None:
     tidy(axes, title=FLIPS.title, x="epoch", y=FLIPS.unit)
-    axes.set_yscale("symlog", linthresh=_LEAST_FLIPS_PERCENT)
     ends = {}
     for entry in reversed(field.entries):  # what stands out is drawn last
         curve = _band(FLIPS, entry)
@@ -350,7 +359,7 @@ def _draw_flips(axes: Axes, field: Field, colours: Mapping[str, str], *, gap: fl
             continue
         _draw_band(axes, curve, colours[entry.name])
         ends[entry.name] = (curve[-1].epoch, curve[-1].mean)
-    axes.set_ylim(bottom=0)
+    _scale_flips(axes)
     _whole_epochs(axes, field)
     _name_lines(axes, ends, colours, gap=gap)
 
