@@ -339,9 +339,7 @@ def _draw_shared_curves(row: SubFigure, field: Field, colours: Mapping[str, str]
         _whole_epochs(axes, field)
     handles, names = row.axes[0].get_legend_handles_labels()
     columns = legend_columns(names)
-    row.legend(
-        handles[::-1], names[::-1], loc="outside lower center", ncols=columns, frameon=False
-    )
+    row.legend(handles[::-1], names[::-1], loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _scale_flips(axes: Axes) -> None:
