@@ -8,7 +8,8 @@ Both sides start from the same weights, and the loss of their first batch is com
 
 Needs jax, flax, optax, orbax-checkpoint, tensorboardX and numpy and, for the peer, torch. It ends
 before --seconds whatever happens: what would not fit is left out and named, and the record is
-written after each part. --parts runs some of them, e.g. when one was left out.
+written after each part. --parts runs some of them, e.g. when one was left out. --ahead lets the
+sides of all parts compile side by side, --hold while something else uses the card.
 
     python benchmarks/throughput_gpu.py --out=runs/throughput_gpu
     python benchmarks/throughput_gpu.py --out=runs/throughput_gpu --parts resnet18 f32_1024
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,12 @@ CHECK_LIMITS = {"resnet20": 0.02, "resnet18": 0.05}
 LEAST_SECONDS = 45
 # Share of a part's time in which its sides must be ready.
 READY = 0.75
+# Seconds for which a side that compiled ahead is still waited for.
+GRACE = 30
+
+
+# Sides on their way, by name; a word instead of one that did not start.
+Starts = Mapping[str, "Future[sides.Side | str]"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +87,12 @@ def main() -> None:
     )
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
     parser.add_argument("--serial", action="store_true", help="start the sides one by one")
+    parser.add_argument(
+        "--ahead",
+        action="store_true",
+        help="start the sides of all parts at once, before the first turn; the card must hold all",
+    )
+    parser.add_argument("--hold", type=Path, help="take no turn before this file exists")
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
     if jax.default_backend() != "gpu" and not args.tiny:
@@ -101,13 +114,20 @@ def run(
     unknown = set(args.parts or ()) - set(parts)
     if unknown:
         parser.error(f"no parts {sorted(unknown)}: there are {', '.join(parts)}")
-    results: dict[str, Any] = {"matmul_tflops": matmul_tflops(128 if args.tiny else 8192)}
-    for name in args.parts or parts:
-        left = deadline - time.monotonic()
-        seconds = 3600 if args.tiny else min(left, parts[name].seconds)
-        results[name] = run_part(parts[name], seconds, args)
-        print(f"{name}: {describe(results[name])}", flush=True)
-        path = make_record(results, parts, args).write(args)
+    with contextlib.ExitStack() as stack:
+        ahead: dict[str, Starts] = {}
+        if args.ahead:
+            names = args.parts or parts
+            ahead = {name: start_sides(parts[name], deadline, args, stack) for name in names}
+        while args.hold and not args.hold.exists():
+            time.sleep(0.5)
+        results: dict[str, Any] = {"matmul_tflops": matmul_tflops(128 if args.tiny else 8192)}
+        for name in args.parts or parts:
+            left = deadline - time.monotonic()
+            seconds = 3600 if args.tiny else min(left, parts[name].seconds)
+            results[name] = run_part(parts[name], seconds, args, ahead.get(name))
+            print(f"{name}: {describe(results[name])}", flush=True)
+            path = make_record(results, parts, args).write(args)
     print(path)
 
 
@@ -187,20 +207,24 @@ def matmul_tflops(size: int) -> float:
     return 2 * size**3 * count / (time.perf_counter() - begin) / 1e12
 
 
-def run_part(part: Part, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
-    """Start the sides, let them take turns until the time is up; what came out, by side."""
-    if seconds < LEAST_SECONDS:
+def run_part(
+    part: Part, seconds: float, args: argparse.Namespace, ahead: Starts | None
+) -> dict[str, Any]:
+    """Start the sides, or take those started ahead, and let them take turns until the time is up;
+    what came out, by side."""
+    if ahead is None and seconds < LEAST_SECONDS:
         return {"skipped": f"{max(seconds, 0):.0f} of the {args.seconds:.0f} seconds were left"}
     end = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
-        with ThreadPoolExecutor(1 if args.serial else len(part.sides)) as pool:
-            starts = {
-                name: pool.submit(start, name, task, end, args) for name, task in part.sides.items()
-            }
+        starts = start_sides(part, end, args, stack) if ahead is None else ahead
+        latest = None if ahead is None else time.monotonic() + GRACE
         results: dict[str, Any] = {}
         turns: dict[str, Callable[[], Mapping[str, Any]]] = {}
         for name, future in starts.items():
-            side = future.result()
+            try:
+                side = future.result(None if latest is None else max(0, latest - time.monotonic()))
+            except TimeoutError:
+                side = f"still compiling {GRACE} s after the turns began"
             if isinstance(side, str):
                 results[name] = {"failed": side}
                 continue
@@ -221,6 +245,14 @@ def run_part(part: Part, seconds: float, args: argparse.Namespace) -> dict[str, 
             for name, answer in answers.items():
                 results[name]["turns"] += answer
     return results
+
+
+def start_sides(
+    part: Part, end: float, args: argparse.Namespace, stack: contextlib.ExitStack
+) -> Starts:
+    """Start the sides of a part in threads of their own, which `stack` ends."""
+    pool = stack.enter_context(ThreadPoolExecutor(1 if args.serial else len(part.sides)))
+    return {name: pool.submit(start, name, task, end, args) for name, task in part.sides.items()}
 
 
 def start(name: str, task: Task, end: float, args: argparse.Namespace) -> sides.Side | str:

@@ -5,7 +5,6 @@ python benchmarks/workers/jax_call.py JSON, the fields of `Task`
 
 import dataclasses
 import json
-import math
 import signal
 import sys
 import time
@@ -41,7 +40,7 @@ class Task:
       side_px: of the images.
       examples: images in the data set.
       steps_per_call: steps in a compiled call.
-      turn_seconds: a turn is as many calls as last about this long.
+      turn_seconds: a turn takes calls until it has lasted this long.
       method: name of `layers.METHODS`.
       blocks: in each stage of a network for CIFAR-10's images; 3 make ResNet-20.
       seeds: runs trained at once, each with weights, order and augmentation of its own.
@@ -182,18 +181,17 @@ def main(text: str) -> None:
     evaluate = runner.make_evaluation() if task.evaluate else None
     if evaluate is not None:
         evaluate()
-    begin = time.perf_counter()
     runner.call()
-    calls = max(1, math.ceil(task.turn_seconds / (time.perf_counter() - begin)))
-
     flops = flops_per_step(runner.setting)
     signal.alarm(0)
 
     def turn() -> dict[str, float]:
         begin = time.perf_counter()
-        losses = [runner.call() for _ in range(calls)]
+        losses = [runner.call()]
+        while time.perf_counter() - begin < task.turn_seconds:
+            losses.append(runner.call())
         seconds = time.perf_counter() - begin
-        taken = calls * task.steps_per_call
+        taken = len(losses) * task.steps_per_call
         answer = {
             "seconds": seconds,
             "steps": taken,

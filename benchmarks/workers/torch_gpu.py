@@ -358,17 +358,16 @@ def main(text: str) -> None:
     begin = time.perf_counter()
     trainer.call()
     compile_seconds = time.perf_counter() - begin
-    begin = time.perf_counter()
     trainer.call()
-    calls = max(1, math.ceil(task["turn_seconds"] / (time.perf_counter() - begin)))
-
     signal.alarm(0)
 
     def turn() -> dict[str, float]:
         begin = time.perf_counter()
-        losses = [trainer.call() for _ in range(calls)]
+        losses = [trainer.call()]
+        while time.perf_counter() - begin < task["turn_seconds"]:
+            losses.append(trainer.call())
         seconds = time.perf_counter() - begin
-        taken = calls * task["steps_per_call"]
+        taken = len(losses) * task["steps_per_call"]
         return {
             "seconds": seconds,
             "steps": taken,
