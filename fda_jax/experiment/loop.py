@@ -37,12 +37,19 @@ class Progress:
       signs: of the binary weights at the end of the epoch before; None where there are none, or
         nobody asks.
       seconds: training time so far, evaluation and compilation left out.
+      timed_steps: that it holds: all but those of each start's first call, which compiles.
     """
 
     state: TrainState
     totals: Metrics
     signs: Signs | None
-    seconds: float
+    seconds: float = 0.0
+    timed_steps: int = 0
+
+    def time(self, seconds: float, steps: int) -> None:
+        """Add a call that did not compile."""
+        self.seconds += seconds
+        self.timed_steps += steps
 
     def arrays(self) -> tuple[TrainState, Metrics, Signs | None]:
         """What a checkpoint holds."""
@@ -122,7 +129,8 @@ class Lane:
         progress = start(self.experiment, values)
         if latest is not None:
             arrays, notes = self._checkpoints.restore(progress.arrays(), latest)
-            progress = Progress(*arrays, seconds=notes["seconds"])
+            timed_steps = notes.get("timed_steps", latest)  # which older checkpoints lack
+            progress = Progress(*arrays, notes["seconds"], timed_steps)
         progress.state, progress.totals = devices.replicate((progress.state, progress.totals))
         return progress
 
@@ -139,7 +147,8 @@ class Lane:
         step = int(state.step)
         last = epoch == plan.epochs
         train_means = progress.totals.means()
-        rate = step * plan.batch_size / progress.seconds if progress.seconds else 0.0
+        timed = progress.timed_steps * plan.batch_size
+        rate = timed / progress.seconds if progress.seconds else 0.0
         shared = {"step": step, "epoch": epoch}
         rows: list[dict[str, Any]] = [
             {
@@ -150,6 +159,7 @@ class Lane:
                 "learning_rate": float(self._rate(step - 1)),
                 "progress": (step - 1) / plan.total_steps,
                 "seconds": progress.seconds,
+                "timed_steps": progress.timed_steps,
                 "images_per_second": rate,
             }
         ]
@@ -220,7 +230,7 @@ class Lane:
         self._checkpoints.save(
             int(progress.state.step),
             progress.arrays(),
-            {"seconds": progress.seconds},
+            {"seconds": progress.seconds, "timed_steps": progress.timed_steps},
             new_best=new_best,
         )
 
@@ -272,7 +282,9 @@ class Trainer:
             item = next(feeds)
             if self._watch is not None and self._plan.is_diagnosed(call.step):
                 self._lane.log(self._watch(progress.state, call.step, item))
-            progress.seconds += self._advance(progress, call, item) * compiled
+            seconds = self._advance(progress, call, item)
+            if compiled:
+                progress.time(seconds, call.count)
             compiled = True
             step = call.step + call.count
             epoch = self._plan.epoch_of_step(call.step)
@@ -383,7 +395,7 @@ def start(experiment: Experiment, values: Mapping[str, Any] | None = None) -> Pr
         with_ema=experiment.ema_decay > 0,
         values=values,
     )
-    return Progress(state, Metrics.zero(), _signs(experiment, state), seconds=0.0)
+    return Progress(state, Metrics.zero(), _signs(experiment, state))
 
 
 def _signs(experiment: Experiment, state: TrainState) -> Signs | None:

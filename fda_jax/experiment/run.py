@@ -146,7 +146,7 @@ def _train_stages(
             results.append(result)
             devices.wait_for_all(f"the result of {place.name} is written")
     result = {**results[-1], "config": dict(config)}
-    for key in ("epochs", "steps", "seconds"):
+    for key in ("epochs", "steps", "seconds", "timed_steps"):
         result[key] = sum(part[key] for part in results)
     result["best_epoch"] += result["epochs"] - results[-1]["epochs"]
     folder.write("result.json", result)
@@ -268,6 +268,7 @@ def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment
         "epochs": last_train["epoch"],
         "steps": last_train["step"],
         "seconds": last_train["seconds"],
+        "timed_steps": last_train["timed_steps"],
         "images_per_second": last_train["images_per_second"],
         "device": surroundings.get("device"),
         "devices": surroundings.get("devices"),

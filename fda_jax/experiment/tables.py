@@ -329,11 +329,16 @@ def _reached(
         # A run of a single call has no time without compilation, and says 0.
         "seconds": result and (result["seconds"] or None),
         "test_examples": result and result.get("test_examples"),
-        "seconds_per_step": result and (result["seconds"] / result["steps"] or None),
+        "seconds_per_step": result and _seconds_per_step(result),
         "accuracy_curve": accuracies,
         "loss_curve": [(row["epoch"], row["loss"]) for row in trains],
         "flips_curve": [(row["epoch"], row["flips"]) for row in trains if "flips" in row],
     }
+
+
+def _seconds_per_step(result: Mapping[str, Any]) -> float | None:
+    steps = result.get("timed_steps", result["steps"])  # which older results lack
+    return (steps and result["seconds"] / steps) or None
 
 
 def _made_with(surroundings: Mapping[str, Any]) -> dict[str, Any]:

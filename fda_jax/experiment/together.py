@@ -231,7 +231,7 @@ class _Company:
         start = time.monotonic()
         self._state, self._totals, health = self._call(self._state, self._totals, call, item)
         finite = np.asarray(health.is_finite())
-        seconds = (time.monotonic() - start) * is_compiled / len(self._members)
+        seconds = (time.monotonic() - start) / len(self._members)
         totals = jax.device_get(self._totals)
         for place, member in self._going():
             with _at_its_own_cost(member.job, self._failures):
@@ -239,7 +239,8 @@ class _Company:
                     self._take_out(place, member)
                     own = dataclasses.replace(item, indices=item.indices[:, place])
                     member.lane.fail(member.progress, call, own)
-                member.progress.seconds += seconds
+                if is_compiled:
+                    member.progress.time(seconds, call.count)
                 means = jax.tree.map(lambda leaf, place=place: leaf[place], totals).means()
                 epoch = self._plan.epoch_of_step(call.step)
                 member.lane.terminal.tick(epoch, call.step + call.count, means)

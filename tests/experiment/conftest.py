@@ -13,7 +13,7 @@ from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import small_config
 
 # A run's clock differs from run to run; everything else must not.
-CLOCK = {"seconds", "images_per_second"}
+CLOCK = {"seconds", "timed_steps", "images_per_second"}
 
 
 @pytest.fixture(scope="package", autouse=True)

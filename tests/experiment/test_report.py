@@ -43,6 +43,7 @@ def make_run(
     revision=REVISION,
     test_examples=10_000,
     together=None,
+    timed_steps=None,
     **knobs,
 ):
     """A run folder, written by hand as training writes it."""
@@ -84,6 +85,7 @@ def make_run(
             "images_per_second": 1234.0,
             "seconds": seconds,
             "steps": 10 * len(accuracies),
+            **({} if timed_steps is None else {"timed_steps": timed_steps}),
         }
         (path / "result.json").write_text(json.dumps(result))
     return path
@@ -408,6 +410,8 @@ def test_times_are_compared_on_one_kind_of_device_and_with_the_reference_of_defa
         "other": [{"seconds": 3.0, "device": "gpu"}],
         "together": [{"seconds": 3.0, "together": 5}],
         "untimed": [{"seconds": 0.0}],
+        # Of 30 steps, the first call of 20 compiled.
+        "long_calls": [{"seconds": 3.0, "timed_steps": 10}],
     }
     (rows,) = compared(make_sweep(tmp_path / "w", runs)).values()
     times = {name: row["time a step (ste = 1)"] for name, row in rows.items()}
@@ -418,6 +422,7 @@ def test_times_are_compared_on_one_kind_of_device_and_with_the_reference_of_defa
         "other": "-",
         "together": "-",
         "untimed": "-",
+        "long_calls": "4.50",
     }
 
 
