@@ -29,6 +29,7 @@ KNOBS = {
         # What the signs are multiplied by: mean |w| of the "layer" or of each "filter", the
         # "power_of_two" nearest to the filter's mean, a "learned" number a filter, or "none".
         "scale": "layer",
+        "scale_in_gradient": False,  # whether the scale multiplies the weights' gradient too
     },
     "ste": {
         "scale": "layer",
@@ -59,8 +60,14 @@ KNOBS = {
         "scale": "filter",
         "activation_bits": 2,  # 2^bits - 1 levels above 0
     },
-    "bireal": {"scale": "filter"},
-    "bireal_prelu": {"scale": "filter"},
+    "bireal": {
+        "scale": "filter",
+        "scale_in_gradient": True,  # as in the paper's Eq. 9; the authors' code leaves it out
+    },
+    "bireal_prelu": {
+        "scale": "filter",
+        "scale_in_gradient": True,  # as bireal's
+    },
     "bnn_plus": {
         "scale": "filter",
         "beta": 5.0,  # steepness per unit; trained in the paper
@@ -93,7 +100,10 @@ KNOBS = {
         "gamma": 1e-4,  # share of the newest gradient in that mean
         "window": 1.0,  # of the activations' slope
     },
-    "reactnet": {"scale": "filter"},
+    "reactnet": {
+        "scale": "filter",
+        "scale_in_gradient": True,  # as bireal's; the authors' code leaves it out
+    },
     "reste": {
         "scale": "layer",
         "power_end": 3.0,  # o: the slope is that of the o-th root at the end, of x at the start

@@ -146,6 +146,13 @@ def bireal(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tenso
     return approx_sign(a), magnitude(w).detach() * clipped_sign(w)
 
 
+def bireal_code(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
+    """As the authors' released code has it: the magnitude multiplies the signs alone."""
+    scaled = magnitude(w) * torch.where(w > 0, 1.0, -1.0).to(w.dtype)
+    clamped = torch.clamp(clear_of(w, -1.0, 0.0, 1.0), -1.0, 1.0)
+    return approx_sign(a), scaled.detach() - clamped.detach() + clamped
+
+
 def reactnet(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
     """ReActNet (arXiv 2003.03488), Eq. 1, with the threshold's sign turned; weights as Bi-Real."""
     shift = params["activation/shift"].reshape(1, -1, 1, 1)
@@ -481,6 +488,7 @@ CASES = {
         "ste", narrow_ste, {"window": 0.5, "scale": "filter", "scale_in_gradient": True}
     ),
     "bireal": Case("bireal", bireal),
+    "bireal_code": Case("bireal", bireal_code, {"scale_in_gradient": False}),
     "reactnet": Case("reactnet", reactnet, params={"activation/shift": (CHANNELS,)}),
     "xnor_net": Case("xnor_net", xnor_net),
     "xnor_net_pp": Case("xnor_net_pp", xnor_net_pp, params=GAMMA),

@@ -139,10 +139,13 @@ def full_precision() -> Method:
     return Method(weight=None, activation=None)
 
 
-def identity(*, scale: str = "layer") -> Method:
+def identity(*, scale: str = "layer", scale_in_gradient: bool = False) -> Method:
     """Straight-through estimator without a window; kept as a warning: it tends to diverge."""
     rule = ops.Identity()
-    return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
+    return Method(
+        weight=Quantizer(rule, scale, scale_in_gradient=scale_in_gradient),
+        activation=Quantizer(rule),
+    )
 
 
 @takes_noise("none")
@@ -239,18 +242,22 @@ def hwgq(*, scale: str = "filter", activation_bits: int = 2) -> Method:
     )
 
 
-def bireal(*, scale: str = "filter") -> Method:
-    """Bi-Real Net (arXiv 1808.00278): ApproxSign, and no nonlinearity but the sign."""
+def bireal(*, scale: str = "filter", scale_in_gradient: bool = True) -> Method:
+    """Bi-Real Net (arXiv 1808.00278): ApproxSign, and no nonlinearity but the sign.
+
+    The weights' scale is part of their gradient, as in Eq. 9; the authors' code leaves it out.
+    """
     return Method(
-        weight=Quantizer(ops.ClippedSTE(), scale),
+        weight=Quantizer(ops.ClippedSTE(), scale, scale_in_gradient=scale_in_gradient),
         activation=Quantizer(ops.ApproxSign()),
         nonlinearity="none",
     )
 
 
-def bireal_prelu(*, scale: str = "filter") -> Method:
+def bireal_prelu(*, scale: str = "filter", scale_in_gradient: bool = True) -> Method:
     """Bi-Real Net with PReLU: FDA-BNN's baseline on ImageNet."""
-    return dataclasses.replace(bireal(scale=scale), nonlinearity="prelu")
+    made = bireal(scale=scale, scale_in_gradient=scale_in_gradient)
+    return dataclasses.replace(made, nonlinearity="prelu")
 
 
 @takes_noise("none")
@@ -335,10 +342,13 @@ def bop(*, threshold: float = 1e-8, gamma: float = 1e-4, window: float = 1.0) ->
     )
 
 
-def reactnet(*, scale: str = "filter") -> Method:
-    """ReActNet (arXiv 2003.03488): Bi-Real Net with shifts before the sign and round a PReLU."""
+def reactnet(*, scale: str = "filter", scale_in_gradient: bool = True) -> Method:
+    """ReActNet (arXiv 2003.03488): Bi-Real Net with shifts before the sign and round a PReLU.
+
+    The weights and their gradient are `bireal`'s.
+    """
     return Method(
-        weight=Quantizer(ops.ClippedSTE(), scale),
+        weight=Quantizer(ops.ClippedSTE(), scale, scale_in_gradient=scale_in_gradient),
         activation=ShiftedSign(),
         nonlinearity="rprelu",
     )

@@ -23,7 +23,7 @@ SIGMOID = ops.SigmoidSum(temperature_start=10.0, temperature_end=30.0)
 BIREAL = Method(Quantizer(CLIP, "filter"), Quantizer(ops.ApproxSign()), nonlinearity="none")
 ROWS = {
     "full_precision": Method(None, None),
-    "identity": Method(Quantizer(SIGN, "layer"), Quantizer(SIGN)),
+    "identity": Method(Quantizer(SIGN, "layer", scale_in_gradient=False), Quantizer(SIGN)),
     "ste": Method(Quantizer(CLIP, "layer", scale_in_gradient=False), Quantizer(CLIP)),
     "binarynet": Method(Quantizer(SIGN), Quantizer(CLIP), latent_rule=ops.ClipLatents(1.0)),
     "dorefa": Method(Quantizer(ops.Scaled(SIGN, "layer")), Quantizer(CLIP)),
@@ -113,7 +113,11 @@ def test_knobs_reach_the_rule_and_the_noise_module() -> None:
 @pytest.mark.parametrize(
     ("name", "knobs", "expected"),
     [
-        ("identity", {"scale": "none"}, {"weight": Quantizer(SIGN)}),
+        (
+            "identity",
+            {"scale": "none", "scale_in_gradient": True},
+            {"weight": Quantizer(SIGN)},
+        ),
         (
             "ste",
             {"window": 0.5, "scale": "none"},

@@ -322,7 +322,10 @@ def test_a_scale_that_is_differentiated_cannot_stay_out_of_the_gradient(knobs):
         Quantizer(RULE, **{"scale": "layer", **knobs}, scale_in_gradient=False)
 
 
-@pytest.mark.parametrize("name", ["ste", "fda"])
+@pytest.mark.parametrize("name", ["identity", "ste", "fda", "bireal", "bireal_prelu", "reactnet"])
 def test_the_scale_is_in_the_gradient_where_the_knob_says_so(name):
-    assert not make_method(name).weight.scale_in_gradient
-    assert make_method(name, scale_in_gradient=True).weight.scale_in_gradient
+    default = name in ("bireal", "bireal_prelu", "reactnet")
+    assert make_method(name).weight.scale_in_gradient is default
+    for inside in (True, False):
+        method = make_method(name, scale_in_gradient=inside)
+        assert method.weight.scale_in_gradient is inside
