@@ -161,11 +161,11 @@ def kernels_of_loop(program: str) -> collections.Counter[str]:
 def kind_of(operation: str, rest: str) -> str:
     if "conv" in rest.partition("custom_call_target=")[2] or operation == "convolution":
         return "convolutions"
-    if "gemm" in rest or operation == "dot":
-        return "matrix products"
     if "kind=kInput" in rest:
         return "reductions and transposes"
-    return "loops" if "kind=kLoop" in rest else "others"
+    if "kind=kLoop" in rest:  # also of what reads a product
+        return "loops"
+    return "matrix products" if "gemm" in rest or operation == "dot" else "others"
 
 
 def table(network: str, counts: dict[Any, collections.Counter[str]]) -> record.Table:
