@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,34 @@ class Side:
             f"{' '.join(map(str, self._process.args))} ended with exit code {code} "
             f"before its answer: {''.join(printed[-20:])}"
         )
+
+
+class Company:
+    """Workers that take their turn at once, as one side.
+
+    Args:
+      members: at least one.
+
+    Attributes:
+      facts: the first worker's.
+    """
+
+    def __init__(self, members: Sequence[Side]) -> None:
+        self._members = members
+        self.facts = members[0].facts
+
+    def turn(self) -> dict[str, Any]:
+        """Let all work; steps and seconds of the longest, images of all in these seconds."""
+        with ThreadPoolExecutor(len(self._members)) as pool:
+            answers = list(pool.map(Side.turn, self._members))
+        longest = max(answers, key=lambda answer: answer["seconds"])
+        images = sum(answer["seconds"] * answer["images_per_second"] for answer in answers)
+        return {**longest, "images_per_second": images / longest["seconds"]}
+
+    def close(self) -> None:
+        """End the workers."""
+        for member in self._members:
+            member.close()
 
 
 def serve(turn: Callable[[], Mapping[str, Any]], facts: Mapping[str, Any]) -> None:

@@ -2,8 +2,9 @@
 
 ResNet-20 with FDA on 50,000 random images of CIFAR-10's size that lie on the device, at batch 128
 and 1024 in bfloat16 and float32 (TF32 on both sides), many steps a compiled call; several seeds
-at once, in the first part; ResNet-18 of ImageNet at 224 pixels. Each side is a process of its own
-and they take turns; the peer is compiled in two modes of torch.compile, of which the faster counts.
+at once, in one program and in programs side by side, in the first part; ResNet-18 of ImageNet at
+224 pixels. Each side is a process of its own and they take turns; the peer is compiled in two modes
+of torch.compile, of which the faster counts.
 Both sides start from the same weights, and the loss of their first batch is compared.
 
 Needs jax, flax, optax, orbax-checkpoint, tensorboardX and numpy and, for the peer, torch. It ends
@@ -57,7 +58,7 @@ GRACE = 30
 
 
 # Sides on their way, by name; a word instead of one that did not start.
-Starts = Mapping[str, "Future[sides.Side | str]"]
+Starts = Mapping[str, "Future[sides.Side | sides.Company | str]"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="turns of each side")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[2, 3, 5], help="numbers of seeds trained at once"
+    )
+    parser.add_argument(
+        "--company",
+        nargs=2,
+        type=int,
+        default=[3, 3],
+        metavar=("PROCESSES", "SEEDS"),
+        help="of several programs side by side; 0 0 for none",
     )
     parser.add_argument(
         "--peak-tflops", type=float, default=989, help="dense bfloat16, of the chip"
@@ -160,6 +169,10 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
 
     seeds = (2,) if args.tiny else args.seeds
     several = {f"{n} seeds": dataclasses.replace(base, seeds=n) for n in seeds}
+    processes, seeds = (2, 2) if args.tiny else args.company
+    if processes:
+        company = dataclasses.replace(base, seeds=seeds, processes=processes)
+        several[f"{processes} processes of {seeds} seeds"] = company
     first = beside_torch(240, evaluate=True)
     parts = {"bf16_128": Part(first.seconds, {**first.sides, **several})}
     if args.tiny:
@@ -255,7 +268,9 @@ def start_sides(
     return {name: pool.submit(start, name, task, end, args) for name, task in part.sides.items()}
 
 
-def start(name: str, task: Task, end: float, args: argparse.Namespace) -> sides.Side | str:
+def start(
+    name: str, task: Task, end: float, args: argparse.Namespace
+) -> sides.Side | sides.Company | str:
     """Start a side that is killed at `end`; or why it did not start."""
     ours = not name.startswith("torch")
     program = sys.executable if ours else args.torch_python
@@ -264,9 +279,16 @@ def start(name: str, task: Task, end: float, args: argparse.Namespace) -> sides.
     # A side that is slow to start must leave the others time for their turns.
     text = json.dumps({**dataclasses.asdict(task), "ready_seconds": int(READY * limit)})
     command = ["timeout", "--signal=KILL", str(limit), program, str(worker), text]
+    members = []
     try:
-        return sides.Side(command)
+        with ThreadPoolExecutor(task.processes) as pool:
+            begun = [pool.submit(sides.Side, command) for _ in range(task.processes)]
+            for future in begun:
+                members.append(future.result())
+        return members[0] if task.processes == 1 else sides.Company(members)
     except sides.SideError as error:
+        for member in members:
+            member.close()
         return f"not ready for its first turn in {READY * limit:.0f} s: {str(error)[-300:]}"
 
 
@@ -383,7 +405,7 @@ def speed_table(
 def seeds_table(result: Mapping[str, Any]) -> record.Table:
     speeds = measured(result)
     names = {OURS: "1", PLAIN: "1, XLA's options as they are"}
-    names |= {name: name.split()[0] for name in speeds if name.endswith(" seeds")}
+    names |= {name: name.removesuffix(" seeds") for name in speeds if name.endswith(" seeds")}
     rows = [
         [shown, rounded(speeds.get(name)), rounded(quotient(speeds.get(name), speeds.get(OURS)), 2)]
         for name, shown in names.items()
@@ -392,7 +414,8 @@ def seeds_table(result: Mapping[str, Any]) -> record.Table:
         "Several seeds at once: ResNet-20, batch 128 each, bfloat16",
         ["seeds", "images/s of all", "to one seed"],
         rows,
-        "One compiled call trains all, each with its own weights, order and augmentation.",
+        "One compiled call trains all of a process, each with its own weights, order and "
+        "augmentation.",
     )
 
 

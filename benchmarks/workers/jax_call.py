@@ -44,6 +44,7 @@ class Task:
       method: name of `layers.METHODS`.
       blocks: in each stage of a network for CIFAR-10's images; 3 make ResNet-20.
       seeds: runs trained at once, each with weights, order and augmentation of its own.
+      processes: that do all this side by side; for who starts them.
       options: let XLA use `devices.GPU_OPTIONS`, as a run does.
       evaluate: also time an evaluation of 10,000 images.
       mode: of torch.compile, or "eager"; for the PyTorch worker.
@@ -61,6 +62,7 @@ class Task:
     method: str = "fda"
     blocks: int = 3
     seeds: int = 1
+    processes: int = 1
     options: bool = True
     evaluate: bool = False
     mode: str = "default"
