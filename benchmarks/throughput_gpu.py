@@ -167,12 +167,11 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
             made[f"torch {mode}"] = dataclasses.replace(ours, mode=mode, variables=start)
         return Part(seconds, made)
 
-    seeds = (2,) if args.tiny else args.seeds
-    several = {f"{n} seeds": dataclasses.replace(base, seeds=n) for n in seeds}
-    processes, seeds = (2, 2) if args.tiny else args.company
+    numbers, (processes, each) = ((2,), (2, 2)) if args.tiny else (args.seeds, args.company)
+    several = {f"{n} seeds": dataclasses.replace(base, seeds=n) for n in numbers}
     if processes:
-        company = dataclasses.replace(base, seeds=seeds, processes=processes)
-        several[f"{processes} processes of {seeds} seeds"] = company
+        company = dataclasses.replace(base, seeds=each, processes=processes)
+        several[f"{processes} processes of {each} seeds"] = company
     first = beside_torch(240, evaluate=True)
     parts = {"bf16_128": Part(first.seconds, {**first.sides, **several})}
     if args.tiny:
@@ -279,17 +278,15 @@ def start(
     # A side that is slow to start must leave the others time for their turns.
     text = json.dumps({**dataclasses.asdict(task), "ready_seconds": int(READY * limit)})
     command = ["timeout", "--signal=KILL", str(limit), program, str(worker), text]
-    members = []
-    try:
-        with ThreadPoolExecutor(task.processes) as pool:
-            begun = [pool.submit(sides.Side, command) for _ in range(task.processes)]
-            for future in begun:
-                members.append(future.result())
+    with ThreadPoolExecutor(task.processes) as pool:
+        begun = [pool.submit(sides.Side, command) for _ in range(task.processes)]
+    errors = [error for future in begun if (error := future.exception())]
+    members = [future.result() for future in begun if not future.exception()]
+    if not errors:
         return members[0] if task.processes == 1 else sides.Company(members)
-    except sides.SideError as error:
-        for member in members:
-            member.close()
-        return f"not ready for its first turn in {READY * limit:.0f} s: {str(error)[-300:]}"
+    for member in members:
+        member.close()
+    return f"not ready for its first turn in {READY * limit:.0f} s: {str(errors[0])[-300:]}"
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, float]:

@@ -65,12 +65,13 @@ class Terminal:
         step: int,
         images_per_second: float,
     ) -> None:
-        """Print an epoch's line."""
+        """Print an epoch's line; a speed of 0 is one that nobody knows yet."""
+        speed = f"{images_per_second:,.0f}" if images_per_second else "unknown"
         tested = f"  test loss {test['loss']:.4f} accuracy {test['accuracy']:.2%}" if test else ""
         self.line(
             f"epoch {number:>{len(str(epochs))}}/{epochs}  "
             f"train loss {train['loss']:.4f} accuracy {train['accuracy']:.2%}{tested}  "
-            f"{images_per_second:,.0f} images/s  {self.left(step)}"
+            f"{speed} images/s  {self.left(step)}"
         )
 
     def left(self, step: int) -> str:

@@ -42,6 +42,12 @@ def test_a_file_gets_plain_lines_and_no_ticks():
         assert words in lines[0]
 
 
+def test_an_epoch_that_was_one_call_has_no_speed_yet():
+    out = io.StringIO()
+    Terminal(10, out=out).epoch(1, 2, MEANS, None, 5, 0.0)
+    assert "unknown images/s  time left unknown" in out.getvalue()
+
+
 def test_a_terminal_shows_each_step_on_a_line_that_the_next_overwrites():
     out = Screen()
     terminal = Terminal(10, out=out)
