@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ CHECK_LIMITS = {"resnet20": 0.02, "resnet18": 0.05}
 LEAST_SECONDS = 45
 # Share of a part's time in which its sides must be ready.
 READY = 0.75
-# Seconds for which a side that compiled ahead is still waited for.
+# Seconds for which sides that compiled ahead are still waited for when the card is free.
 GRACE = 30
 
 
@@ -130,6 +130,8 @@ def run(
             ahead = {name: start_sides(parts[name], deadline, args, stack) for name in names}
         while args.hold and not args.hold.exists():
             time.sleep(0.5)
+        late = GRACE if args.hold else None  # who compiles too long ends by itself
+        wait([side for starts in ahead.values() for side in starts.values()], late)
         results: dict[str, Any] = {"matmul_tflops": matmul_tflops(128 if args.tiny else 8192)}
         for name in args.parts or parts:
             left = deadline - time.monotonic()
@@ -229,14 +231,10 @@ def run_part(
     end = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
         starts = start_sides(part, end, args, stack) if ahead is None else ahead
-        latest = None if ahead is None else time.monotonic() + GRACE
         results: dict[str, Any] = {}
         turns: dict[str, Callable[[], Mapping[str, Any]]] = {}
         for name, future in starts.items():
-            try:
-                side = future.result(None if latest is None else max(0, latest - time.monotonic()))
-            except TimeoutError:
-                side = f"still compiling {GRACE} s after the turns began"
+            side = future.result() if ahead is None or future.done() else "still compiling"
             if isinstance(side, str):
                 results[name] = {"failed": side}
                 continue
