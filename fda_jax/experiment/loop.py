@@ -130,7 +130,7 @@ class Lane:
         if latest is not None:
             arrays, notes = self._checkpoints.restore(progress.arrays(), latest)
             timed_steps = notes.get("timed_steps", latest)  # which older checkpoints lack
-            progress = Progress(*arrays, notes["seconds"], timed_steps)
+            progress = Progress(*arrays, seconds=notes["seconds"], timed_steps=timed_steps)
         progress.state, progress.totals = devices.replicate((progress.state, progress.totals))
         return progress
 
