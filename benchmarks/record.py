@@ -12,7 +12,7 @@ from fda_jax.experiment.environment import environment
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
-    """A parser with the flags of every benchmark: --out and --tiny."""
+    """A parser with the flags of every benchmark: --out, --tiny and --remark."""
     made = argparse.ArgumentParser(
         description=doc.splitlines()[0],
         epilog=doc.partition("\n\n")[2],
@@ -23,6 +23,9 @@ def parser(doc: str) -> argparse.ArgumentParser:
         "--tiny",
         action="store_true",
         help="sizes at which every line runs and nothing is measured; the record says so",
+    )
+    made.add_argument(
+        "--remark", default="", help="to stand with the record, e.g. what else ran on the machine"
     )
     return made
 
@@ -92,6 +95,7 @@ class Record:
             **dataclasses.asdict(self),
             "command": f"python benchmarks/{self.name}.py {shlex.join(words)}".strip(),
             "tiny": args.tiny,
+            "remark": args.remark,
             "environment": made_with,
         }
         path.write_text(json.dumps(content, indent=1) + "\n")

@@ -63,7 +63,12 @@ def main() -> int:
 
 def goals(records: dict[str, Any], names: list[str]) -> str:
     rows = [
-        [f"[{name}](#{name})", goal["what"], goal["measured"] or "-", MARKS[goal["met"]]]
+        [
+            f"[{name}](#{name})",
+            goal["what"],
+            goal["measured"] or "-",
+            MARKS[goal["met"]] + (", see the remark" if records[name].get("remark") else ""),
+        ]
         for name in names
         for goal in records[name]["goals"]
     ]
@@ -79,6 +84,8 @@ def section(record: dict[str, Any], folder: str) -> str:
         parts.append("**Made with --tiny: nothing here is a measurement.**")
     if record["answer"]:
         parts.append(record["answer"])
+    if record.get("remark"):  # which older records lack
+        parts.append(f"**{record['remark']}**")
     parts.append(f"    {record['command']}")
     parts.append(made_with(record["environment"]))
     parts += [f"![{name}]({folder}/{name})" for name in record["figures"]]

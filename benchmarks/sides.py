@@ -8,6 +8,7 @@ that alternate does. A worker calls `serve`; the benchmark starts it as a `Side`
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -30,16 +31,23 @@ class Side:
     Args:
       command: program and arguments; a Python file is run by this interpreter.
       environment: variables to set on top of this process's own.
+      wait: until the worker is ready; otherwise call `wait` before the first turn.
 
     Attributes:
       facts: what the worker told about itself when it was ready, "start_seconds" included: from
         the start of the process until then.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        wait: bool = True,
+    ) -> None:
         program = [sys.executable, *command] if command[0].endswith(".py") else list(command)
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-        begin = time.perf_counter()
+        self._begin = time.perf_counter()
         self._process = subprocess.Popen(
             program,
             stdin=subprocess.PIPE,
@@ -48,8 +56,14 @@ class Side:
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": path, **(environment or {})},
         )
-        self.facts = self._answer()
-        self.facts["start_seconds"] = time.perf_counter() - begin
+        self.facts: dict[str, Any] = {}
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Return when the worker is ready."""
+        facts = self._answer()
+        self.facts = {**facts, "start_seconds": time.perf_counter() - self._begin}
 
     def turn(self) -> dict[str, Any]:
         """Let the worker do one turn; what it answers."""
@@ -62,9 +76,12 @@ class Side:
         return self._answer()
 
     def close(self) -> None:
-        """End the worker."""
-        self._process.kill()
-        self._process.communicate()
+        """End the worker, and what it started where it leads a process group, as `timeout` does."""
+        process = self._process
+        if process.poll() is None and os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

@@ -4,8 +4,8 @@ ResNet-20 with FDA on 50,000 random images of CIFAR-10's size that lie on the de
 and 1024 in bfloat16 and float32 (TF32 on both sides), many steps a compiled call; several seeds
 at once, in one program and in programs side by side, in the first part; ResNet-18 of ImageNet at
 224 pixels. Each side is a process of its own and they take turns; the peer is compiled with
-torch.compile, and where two of its modes are measured the faster counts. Both sides start from the
-same weights, and the loss of their first batch is compared.
+torch.compile, and where several of its modes are measured the fastest counts. Both sides start from
+the same weights, and the loss of their first batch is compared.
 
 Needs jax, flax, optax, orbax-checkpoint, tensorboardX and numpy and, for the peer, torch. It ends
 before --seconds whatever happens: what would not fit is left out and named, and the record is
@@ -39,13 +39,7 @@ import steps
 from workers.jax_call import Task
 
 WORKERS = Path(__file__).parent / "workers"
-# Of torch.compile. The second, which takes minutes to compile, has no CUDA graphs: it is for a
-# network that keeps the device busy without them, and is measured once with one that does not.
-MODES = ("reduce-overhead", "max-autotune-no-cudagraphs")
-GRAPHS = MODES[:1]
 OURS = "fda_jax"
-# The same without `devices.GPU_OPTIONS`.
-PLAIN = "fda_jax, XLA as it is"
 # Of the recipe: 391 steps of 128 images an epoch.
 EPOCHS, STEPS_AN_EPOCH = 400, 391
 # Of the first losses' relative difference. Rounding turns signs, more of them with every layer: one
@@ -97,6 +91,12 @@ def main() -> None:
     parser.add_argument(
         "--peak-tflops", type=float, default=989, help="dense bfloat16, of the chip"
     )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        default=["reduce-overhead"],
+        help="of torch.compile; max-autotune-no-cudagraphs takes minutes to be ready",
+    )
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
     parser.add_argument("--serial", action="store_true", help="start the sides one by one")
     parser.add_argument(
@@ -128,9 +128,10 @@ def run(
         parser.error(f"no parts {sorted(unknown)}: there are {', '.join(parts)}")
     with contextlib.ExitStack() as stack:
         ahead: dict[str, Starts] = {}
+        begun: list[sides.Side] = []
         if args.ahead:
             names = args.parts or parts
-            ahead = {name: start_sides(parts[name], deadline, args, stack) for name in names}
+            ahead = {n: start_sides(parts[n], deadline, args, stack, begun) for n in names}
         started = [side for starts in ahead.values() for side in starts.values()]
         said = False
         while args.hold and not args.hold.exists():
@@ -138,8 +139,10 @@ def run(
                 said = True
                 print("no side is compiling", flush=True)
             time.sleep(0.5)
-        late = GRACE if args.hold else None  # who compiles too long ends by itself
-        wait(started, late)
+        wait(started, GRACE if args.hold else None)  # who compiles too long ends by itself
+        for side in begun:
+            if not side.facts:
+                side.close()  # what compiles tries kernels out, on the card that the others need
         results: dict[str, Any] = {"matmul_tflops": matmul_tflops(128 if args.tiny else 8192)}
         for name in args.parts or parts:
             left = deadline - time.monotonic()
@@ -167,15 +170,11 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
         )
     save_variables(base, folder)
 
-    def beside_torch(
-        seconds: float, modes: Sequence[str] = MODES, evaluate: bool = False, **changes: Any
-    ) -> Part:
+    def beside_torch(seconds: float, evaluate: bool = False, **changes: Any) -> Part:
         ours = dataclasses.replace(base, **changes)
         start = str(variables_of(ours, folder))
         made = {OURS: dataclasses.replace(ours, evaluate=evaluate)}
-        if evaluate:
-            made[PLAIN] = dataclasses.replace(ours, options=False)
-        for mode in ("eager",) if args.tiny else modes:
+        for mode in ("eager",) if args.tiny else args.modes:
             made[f"torch {mode}"] = dataclasses.replace(ours, mode=mode, variables=start)
         return Part(seconds, made)
 
@@ -188,14 +187,14 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
     parts = {"bf16_128": Part(first.seconds, {**first.sides, **several})}
     if args.tiny:
         return parts
-    parts["bf16_1024"] = beside_torch(110, GRAPHS, batch=1024, steps_per_call=25)
-    parts["f32_128"] = beside_torch(110, GRAPHS, dtype="float32")
+    parts["bf16_1024"] = beside_torch(110, batch=1024, steps_per_call=25)
+    parts["f32_128"] = beside_torch(110, dtype="float32")
     parts["resnet18"] = beside_torch(
         120, network="resnet18", batch=256, side_px=224, examples=2048, steps_per_call=10
     )
     if not args.parts or "resnet18" in args.parts:
         save_variables(parts["resnet18"].sides[OURS], folder)
-    parts["f32_1024"] = beside_torch(110, GRAPHS, batch=1024, steps_per_call=25, dtype="float32")
+    parts["f32_1024"] = beside_torch(110, batch=1024, steps_per_call=25, dtype="float32")
     return parts
 
 
@@ -240,11 +239,11 @@ def run_part(
         return {"skipped": f"{max(seconds, 0):.0f} of the {args.seconds:.0f} seconds were left"}
     end = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
-        starts = start_sides(part, end, args, stack) if ahead is None else ahead
+        starts = start_sides(part, end, args, stack, []) if ahead is None else ahead
         results: dict[str, Any] = {}
         turns: dict[str, Callable[[], Mapping[str, Any]]] = {}
         for name, future in starts.items():
-            side = future.result() if ahead is None or future.done() else "still compiling"
+            side = future.result()
             if isinstance(side, str):
                 results[name] = {"failed": side}
                 continue
@@ -268,15 +267,22 @@ def run_part(
 
 
 def start_sides(
-    part: Part, end: float, args: argparse.Namespace, stack: contextlib.ExitStack
+    part: Part,
+    end: float,
+    args: argparse.Namespace,
+    stack: contextlib.ExitStack,
+    begun: list[sides.Side],
 ) -> Starts:
-    """Start the sides of a part in threads of their own, which `stack` ends."""
+    """Start the sides of a part in threads of their own, which `stack` ends; their processes are
+    put into `begun`."""
     pool = stack.enter_context(ThreadPoolExecutor(1 if args.serial else len(part.sides)))
-    return {name: pool.submit(start, name, task, end, args) for name, task in part.sides.items()}
+    return {
+        name: pool.submit(start, name, task, end, args, begun) for name, task in part.sides.items()
+    }
 
 
 def start(
-    name: str, task: Task, end: float, args: argparse.Namespace
+    name: str, task: Task, end: float, args: argparse.Namespace, begun: list[sides.Side]
 ) -> sides.Side | sides.Company | str:
     """Start a side that is killed at `end`; or why it did not start."""
     ours = not name.startswith("torch")
@@ -286,18 +292,20 @@ def start(
     # A side that is slow to start must leave the others time for their turns.
     text = json.dumps({**dataclasses.asdict(task), "ready_seconds": int(READY * limit)})
     command = ["timeout", "--signal=KILL", str(limit), program, str(worker), text]
-    with ThreadPoolExecutor(task.processes) as pool:
-        begun = [pool.submit(sides.Side, command) for _ in range(task.processes)]
-    errors = [error for future in begun if (error := future.exception())]
-    members = [future.result() for future in begun if not future.exception()]
-    if not errors:
-        seconds = max(member.facts["start_seconds"] for member in members)
-        of = f"{task.network}, batch {task.batch}, {task.dtype}"
-        print(f"{name} ({of}) is ready after {seconds:.0f} s", flush=True)
-        return members[0] if task.processes == 1 else sides.Company(members)
-    for member in members:
-        member.close()
-    return f"not ready for its first turn in {READY * limit:.0f} s: {str(errors[0])[-300:]}"
+    members = [sides.Side(command, wait=False) for _ in range(task.processes)]
+    begun += members
+    try:
+        for member in members:
+            member.wait()
+    except sides.SideError as error:
+        for member in members:
+            member.close()
+        reason = str(error).partition(" ended with ")[2]
+        return f"was not ready for its first turn, {reason[:300]}"
+    seconds = max(member.facts["start_seconds"] for member in members)
+    of = f"{task.network}, batch {task.batch}, {task.dtype}"
+    print(f"{name} ({of}) is ready after {seconds:.0f} s", flush=True)
+    return members[0] if task.processes == 1 else sides.Company(members)
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, float]:
@@ -398,7 +406,7 @@ def speed_table(
             "network",
             "ours, images/s",
             "PyTorch, images/s",
-            "its fastest mode",
+            "its mode",
             "ratio",
             "ours, TFLOP/s",
             "of the chip's peak",
@@ -412,7 +420,7 @@ def speed_table(
 
 def seeds_table(result: Mapping[str, Any]) -> record.Table:
     speeds = measured(result)
-    names = {OURS: "1", PLAIN: "1, XLA's options as they are"}
+    names = {OURS: "1"}
     names |= {name: name.removesuffix(" seeds") for name in speeds if name.endswith(" seeds")}
     rows = [
         [shown, rounded(speeds.get(name)), rounded(quotient(speeds.get(name), speeds.get(OURS)), 2)]

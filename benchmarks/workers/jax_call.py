@@ -45,7 +45,6 @@ class Task:
       blocks: in each stage of a network for CIFAR-10's images; 3 make ResNet-20.
       seeds: runs trained at once, each with weights, order and augmentation of its own.
       processes: that do all this side by side; for who starts them.
-      options: let XLA use `devices.GPU_OPTIONS`, as a run does.
       evaluate: also time an evaluation of 10,000 images.
       mode: of torch.compile, or "eager"; for the PyTorch worker.
       variables: file of initial weights; for the PyTorch worker.
@@ -63,7 +62,6 @@ class Task:
     blocks: int = 3
     seeds: int = 1
     processes: int = 1
-    options: bool = True
     evaluate: bool = False
     mode: str = "default"
     variables: str = ""
@@ -98,7 +96,6 @@ class Runner:
             call,
             in_axes=(None, None, None, None, 0, None, None),
             donate=(0, 1),
-            options=devices.GPU_OPTIONS if task.options else {},
         )
 
     def _start(self, key: jax.Array) -> tuple:

@@ -346,7 +346,6 @@ def make_call(experiment: Experiment) -> Callable[..., tuple[TrainState, Metrics
         train_call(experiment),
         in_axes=(None, None, axis, axis, 0, None, None),
         donate=(0, 1),
-        options=devices.GPU_OPTIONS,
     )
 
     def advance(state: TrainState, totals: Metrics, call: feed.Call, item: feed.Feed) -> Any:

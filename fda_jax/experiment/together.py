@@ -277,7 +277,6 @@ def make_call(
         jax.vmap(loop.train_call(experiments[0]), in_axes=(0, 0, None, None, 0, None, 0)),
         in_axes=(None, None, None, None, 0, None, None),
         donate=(0, 1),
-        options=devices.GPU_OPTIONS,
     )
 
     def advance(state: TrainState, totals: Metrics, call: feed.Call, item: feed.Feed) -> Any:
