@@ -154,7 +154,8 @@ def _unfinished(run: Run) -> Finding | None:
         "The run has not ended.",
         f"{run.epochs} of {run.planned} epochs are finished and there is no result.json",
         "it is still running, was stopped by a signal, or was killed",
-        "wait, or start the same command again: it goes on from its last checkpoint",
+        "wait, or start the same command again: it goes on from its last checkpoint"
+        + _noise_at_work(run),
     )
 
 
@@ -400,6 +401,21 @@ def _layers_above(looks: Sequence[Mapping[str, Any]], key: str, limit: float) ->
 
 def _rate(run: Run) -> float:
     return run.config["optimizer"]["learning_rate"]
+
+
+def _noise_at_work(run: Run) -> str:
+    """What a test accuracy far below that in training says while FDA's noise module is in use."""
+    if not run.tests or run.config["method"].get("noise") != "forward":
+        return ""
+    epoch, test = run.tests[-1]["epoch"], run.tests[-1]["accuracy"]
+    train = next((row["accuracy"] for row in run.trains if row["epoch"] == epoch), test)
+    if train - test <= GAP:
+        return ""
+    return (
+        f". That the test accuracy is {test:.1%} after epoch {epoch}, where training has "
+        f"{train:.1%}, is no illness: the test leaves the noise module out, which the network "
+        "trains with until its strength has fallen to 0. Judge by the training's accuracy"
+    )
 
 
 def _flips_without_latents(run: Run) -> bool:

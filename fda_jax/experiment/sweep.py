@@ -10,7 +10,7 @@ import operator
 import re
 import traceback
 from ast import literal_eval
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -157,7 +157,7 @@ def train(
             f"together is 'always', but {len(environments)} devices train a run each, in processes "
             "of their own: set --together=auto, or --noside_by_side to train on all of them"
         )
-    companies = _check(sweep, "never" if environments else together)
+    companies = _check(sweep, {name for name, _ in jobs}, "never" if environments else together)
     _claim(sweep, Path(workdir), seeds)
     runs: dict[str, list[Job]] = {}
     for name, seed in jobs:
@@ -348,8 +348,13 @@ def _jobs(sweep: Sweep, seeds: int, shard: str, only: Sequence[str]) -> list[tup
     return [(name, seed) for seed in range(seeds) for name in chosen][int(part) :: int(parts)]
 
 
-def _check(sweep: Sweep, together: str = "never") -> set[str]:
+def _check(sweep: Sweep, wanted: Container[str] = (), together: str = "never") -> set[str]:
     """Build every run, so that none is refused hours after the first one started.
+
+    Args:
+      sweep: of `read`.
+      wanted: names of the runs to do.
+      together: of those, see `train`.
 
     Returns:
       The names of those whose seeds are trained together.
@@ -360,6 +365,8 @@ def _check(sweep: Sweep, together: str = "never") -> set[str]:
         with _naming(name):
             experiments = run.build_stages(stages.split(config) or [config], loaded)
             why = obstacle(experiments)
+            if name not in wanted:
+                continue
             if together == "always" and why:
                 raise ConfigError(
                     f"together is 'always', but {why}: set --together=auto, which trains the seeds "

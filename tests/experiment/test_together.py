@@ -332,6 +332,12 @@ def test_what_cannot_be_trained_together_is_refused_before_anything_starts(
     assert not (tmp_path / "w").exists()
 
 
+def test_what_is_asked_for_is_trained_together_beside_runs_that_cannot_be(tmp_path, programs):
+    asked = sweep.read(write(tmp_path, {"a": {}, "b": {"method": "biper"}}), SMALL)
+    assert sweep.train(asked, tmp_path / "w", seeds=2, only=["a"], together="always") == {}
+    assert programs == [["a/seed0", "a/seed1"]]
+
+
 def test_streams_and_several_processes_are_trained_alone(monkeypatch):
     built = setup.build(small_config())
     assert together.obstacle([built]) == ""
