@@ -73,6 +73,10 @@ def test_the_training_step_costs_the_same_operations_for_every_number_of_terms()
         stepper = steps.Stepper(setting)
         flops[terms] = stepper.compiled.cost_analysis()["flops"], stepper.flops()
     assert flops[1] == flops[40]
+    # Multiplications of ResNet-8's convolutions for an image; the three passes and the additions.
+    stage = 9 * 1024 * 16 * 16
+    by_hand = 6 * 4 * (9 * 1024 * 3 * 16 + 2 * stage + 2 * (stage // 2 + stage))
+    assert by_hand < flops[1][1] < 1.2 * by_hand
 
 
 def test_the_backward_pass_of_an_estimator_keeps_its_input_and_nothing_else():
