@@ -145,7 +145,7 @@ class Stepper:
         It cannot look into our kernels, so they are counted as the XLA programs that they replace.
         """
         arguments = self._state, self._batch, self._key
-        with mock.patch.object(native, "kernels", lambda: None):
+        with mock.patch.object(native, "kernels", return_value=None):
             # A function that is not the compiled one, so that it is traced anew.
             lowered = jax.jit(lambda *args: self._train_step(*args)).lower(*arguments)
         return float((lowered.cost_analysis() or {})["flops"])
