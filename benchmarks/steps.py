@@ -140,15 +140,8 @@ class Stepper:
         self._state, self._batch, self._key = setting.state, setting.batch, setting.key
 
     def flops(self) -> float:
-        """FLOPs of a step, as XLA counts them on the CPU before it optimises.
-
-        It cannot look into our kernels, so they are counted as the XLA programs that they replace.
-        """
-        arguments = self._state, self._batch, self._key
-        with mock.patch.object(native, "kernels", return_value=None):
-            # A function that is not the compiled one, so that it is traced anew.
-            lowered = jax.jit(lambda *args: self._train_step(*args)).lower(*arguments)
-        return float((lowered.cost_analysis() or {})["flops"])
+        """`flops` of the step."""
+        return flops(self._train_step, self._state, self._batch, self._key)
 
     def at(self, step: int) -> "Stepper":
         """The same program with a copy of the parameters, at this step of training."""
@@ -162,3 +155,19 @@ class Stepper:
         self._state, _, health = self.compiled(self._state, self._batch, self._key)
         loss = float(health.loss)
         return {"seconds": time.perf_counter() - start, "loss": loss}
+
+
+def flops(train_step: TrainStep, *arguments: Any) -> float:
+    """FLOPs of a step, as XLA counts them on the CPU before it optimises.
+
+    It cannot look into our kernels, so they are counted as the XLA programs that they replace.
+
+    Args:
+      train_step: of a `Setting`.
+      arguments: its own, or their shapes.
+    """
+    cpu = jax.default_device(jax.devices("cpu")[0])  # XLA's GPU backend counts nothing yet
+    with cpu, mock.patch.object(native, "kernels", return_value=None):
+        # A function of its own, so that nothing traced before is found again.
+        lowered = jax.jit(lambda *args: train_step(*args)).lower(*arguments)
+    return float((lowered.cost_analysis() or {})["flops"])

@@ -155,7 +155,7 @@ class Runner:
 
 
 def flops_per_step(setting: steps.Setting) -> float:
-    """FLOPs of one step of one run, as XLA counts them before it optimises."""
+    """FLOPs of one step of one run on one device, see `steps.flops`."""
     train_step = make_train_step(
         setting.model.clone(axis_name=None),
         setting.optimizer,
@@ -163,10 +163,7 @@ def flops_per_step(setting: steps.Setting) -> float:
         total_steps=steps.TOTAL_STEPS,
     )
     shapes = jax.eval_shape(lambda *args: args, setting.state, setting.batch, setting.key)
-    # XLA's GPU backend counts nothing before it compiles.
-    with jax.default_device(jax.devices("cpu")[0]):
-        analysis = jax.jit(train_step).lower(*shapes).cost_analysis()
-    return float((analysis or {}).get("flops", 0.0))
+    return steps.flops(train_step, *shapes)
 
 
 def main(text: str) -> None:
