@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument(
         "--modes",
         nargs="+",
+        choices=["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
         default=["reduce-overhead"],
         help="of torch.compile; max-autotune-no-cudagraphs takes minutes to be ready",
     )

@@ -405,7 +405,8 @@ def _rate(run: Run) -> float:
 
 def _noise_at_work(run: Run) -> str:
     """What a test accuracy far below that in training says while FDA's noise module is in use."""
-    if not run.tests or run.config["method"].get("noise") != "forward":
+    method = run.config["method"]
+    if not run.tests or method.get("noise") != "forward" or not method["noise_scale"]:
         return ""
     epoch, test = run.tests[-1]["epoch"], run.tests[-1]["accuracy"]
     train = next((row["accuracy"] for row in run.trains if row["epoch"] == epoch), test)
@@ -413,7 +414,7 @@ def _noise_at_work(run: Run) -> str:
         return ""
     return (
         f". That the test accuracy is {test:.1%} after epoch {epoch}, where training has "
-        f"{train:.1%}, is no illness: the test leaves the noise module out, which the network "
+        f"{train:.1%}, need be no illness: the test leaves the noise module out, which the network "
         "trains with until its strength has fallen to 0. Judge by the training's accuracy"
     )
 

@@ -364,9 +364,9 @@ def _check(sweep: Sweep, wanted: Container[str] = (), together: str = "never") -
     for name, config in sweep.configs.items():
         with _naming(name):
             experiments = run.build_stages(stages.split(config) or [config], loaded)
-            why = obstacle(experiments)
             if name not in wanted:
                 continue
+            why = obstacle(experiments)
             if together == "always" and why:
                 raise ConfigError(
                     f"together is 'always', but {why}: set --together=auto, which trains the seeds "

@@ -226,20 +226,25 @@ def test_signs_that_an_optimizer_of_signs_leaves_alone_are_no_illness(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("noise", "test_accuracy", "told"),
-    [("forward", 0.2, True), ("none", 0.2, False), ("forward", 0.6, False)],
+    ("noise", "scale", "test_accuracy", "told"),
+    [
+        ("forward", 0.1, 0.2, True),
+        ("none", 0.1, 0.2, False),
+        ("forward", 0.0, 0.2, False),
+        ("forward", 0.1, 0.6, False),
+    ],
 )
 def test_of_a_test_accuracy_without_the_noise_module_it_says_what_it_is(
-    noise, test_accuracy, told, tmp_path, capsys
+    noise, scale, test_accuracy, told, tmp_path, capsys
 ):
     story = healthy()
     stop(story)
     every(story["trains"], accuracy=0.7)
     every(story["tests"], accuracy=test_accuracy)
-    story["config"]["method"] = {"name": "fda", "noise": noise}
+    story["config"]["method"] = {"name": "fda", "noise": noise, "noise_scale": scale}
     doctor.main([str(write(tmp_path / "run", story))])
     text = capsys.readouterr().out
-    assert ("20.0% after epoch 5, where training has 70.0%, is no illness" in text) == told
+    assert ("20.0% after epoch 5, where training has 70.0%, need be no illness" in text) == told
     assert text.count("Seen: ") == 1
 
 
