@@ -28,7 +28,9 @@ def convolve(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
 
     Where no gradient is asked for, this is `jax.lax.conv_general_dilated` and nothing else. Under
     differentiation float32 arrays on the CPU go through the kernels of `native` where these take
-    the shape, which changes the order of summation only.
+    the shape. They add up in another order, and 3 x 3 kernels of many channels at stride 1 by
+    Winograd's minimal filtering (Lavin & Gray 2016), which is without rounding for products of
+    signs, as the literal sum is; a NaN or an infinity may spread to the next pixel there.
 
     Args:
       x: (batch, height, width, channels) float array.
@@ -40,7 +42,7 @@ def convolve(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
       (batch, (height + top + bottom - kernel height) // s + 1, ..., filters), of the dtype of x.
 
     Laws: equal to XLA's convolution and its derivatives for every shape, stride and padding, to
-      float32 rounding; gradients do not depend on the number of threads.
+      float32 rounding of the largest sum; gradients do not depend on the number of threads.
     """
     return _xla(x, w, stride, padding)
 

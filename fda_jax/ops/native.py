@@ -1,10 +1,10 @@
 """Kernels in C++ for the CPU backend: built once with the machine's own compiler, then kept.
 
 XLA's convolutions leave a CPU half idle on the shapes that binary networks train with, most of all
-in the gradient of the weights. `kernels.cc` beside this file holds our own, the sums of batch
-normalisation and the noise module's perceptron. They need a C++ compiler at hand (as torch.compile
-does); where there is none, or FDA_JAX_NATIVE=0 is set, XLA's are used: nothing but the speed and
-the last bits of a sum change.
+in the gradient of the weights. The folder `kernels` holds our own, the sums of batch normalisation
+and the noise module's perceptron. They need a C++ compiler at hand (as torch.compile does); where
+there is none, or FDA_JAX_NATIVE=0 is set, XLA's are used: nothing but the speed and the last bits
+of a sum change.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-SOURCE = Path(__file__).with_name("kernels.cc")
+SOURCE = Path(__file__).with_name("kernels") / "kernels.cc"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 FORWARD = "fda_jax_forward"
 INPUT_GRADIENT = "fda_jax_input_gradient"
@@ -144,7 +144,7 @@ def _load(compiler: str) -> ctypes.CDLL:
         [compiler, "--version"], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS
     ).stdout
     made_from = [
-        SOURCE.read_text(),
+        *(file.read_text() for file in sorted(SOURCE.parent.glob("*.[ch]*"))),
         version,
         " ".join(FLAGS),
         metadata.version("jaxlib"),

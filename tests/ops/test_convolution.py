@@ -99,6 +99,9 @@ def test_all_three_passes_equal_the_literal_sums(
         (4, 128, 256, 1, 3),
         (30, 3, 64, 2, 7),
         (8, 64, 128, 1, 1),
+        (7, 64, 272, 1, 3),
+        (7, 384, 16, 1, 1),
+        (13, 272, 32, 2, 3),
     ],
 )
 def test_the_shapes_of_the_networks_agree_with_the_literal_sums(
@@ -106,6 +109,30 @@ def test_the_shapes_of_the_networks_agree_with_the_literal_sums(
 ):
     padding = ((side // 2, side // 2),) * 2
     assert_equal_passes(*operands(3, size, size, channels, filters, (side, side)), stride, padding)
+
+
+@given(
+    batch=st.integers(1, 5),
+    size=st.tuples(st.integers(3, 11), st.integers(3, 11)),
+    channels=st.sampled_from([32, 48, 288]),
+    filters=st.sampled_from([32, 48, 64]),
+    padding=st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=10, deadline=None)
+def test_wide_kernels_of_three_by_three_equal_the_literal_sums(
+    batch, size, channels, filters, padding, seed
+):
+    assert_equal_passes(*operands(batch, *size, channels, filters, (3, 3), seed), 1, padding)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(16, 32), (8, 64), (7, 512)])
+def test_products_of_signs_are_added_up_without_rounding(size, channels):
+    x, w = map(jnp.sign, operands(2, size, size, channels, 32, (3, 3)))
+    y, pull = jax.vjp(lambda x, w: ops.convolve(x, w, 1, SAME), x, w)
+    g = jnp.sign(jnp.asarray(np.random.default_rng(1).standard_normal(y.shape), y.dtype))
+    for ours, reference in zip((y, *pull(g)), literal(x, w, g, 1, SAME), strict=True):
+        np.testing.assert_array_equal(ours, reference)
 
 
 @needs_kernels

@@ -27,7 +27,14 @@ ALWAYS = (
 )
 PAGES = (".md", ".ipynb")
 PICTURES = (".png", ".svg", ".jpg")
-LANGUAGES = {".py": "python", ".cc": "cpp", ".toml": "toml", ".json": "json", ".jsonl": "json"}
+LANGUAGES = {
+    ".py": "python",
+    ".cc": "cpp",
+    ".h": "cpp",
+    ".toml": "toml",
+    ".json": "json",
+    ".jsonl": "json",
+}
 
 _FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _TEXT_LINK = re.compile(r"\[([^\[\]]*)\]\((?!https?:|mailto:|#)([^)\s#]+)\)")

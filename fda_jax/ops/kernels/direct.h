@@ -1,97 +1,17 @@
-// Convolutions and channel sums of float32 images (batch, height, width, channels), and narrow
-// two-layer perceptrons, for the CPU, as XLA custom calls.
-//
-// All run on the threads of the XLA program that calls them. Channels that a vector register
-// holds side by side must come in whole registers (see `kLanes`); the caller sees to that.
+// Convolutions as the sums that define them, for every kernel, stride and padding.
+
+#pragma once
 
 #include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
 #include <cstring>
-#include <functional>
-#include <memory>
-#include <mutex>
-#include <new>
 #include <numeric>
 #include <type_traits>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "common.h"
 
 namespace {
-
-#if defined(__AVX512F__)
-constexpr int kLanes = 16;
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-#else
-constexpr int kLanes = 4;
-#endif
-
-typedef float Vector
-    __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
-
-inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
-inline void store(float* p, Vector v) { *reinterpret_cast<Vector*>(p) = v; }
-
-// Puts vectors where none straddles two lines of the cache.
-template <class T>
-struct LineAllocator {
-  using value_type = T;
-  LineAllocator() = default;
-  template <class U>
-  LineAllocator(const LineAllocator<U>&) {}
-  static constexpr std::align_val_t kLine{64};
-  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
-  void deallocate(T* p, size_t) { ::operator delete(p, kLine); }
-  friend bool operator==(LineAllocator, LineAllocator) { return true; }
-  friend bool operator!=(LineAllocator, LineAllocator) { return false; }
-};
-
-using Floats = std::vector<float, LineAllocator<float>>;
-
-// Runs items 0 .. count - 1 on the pool and on this thread. This thread takes whatever no other has
-// begun, and waits only for items that run already: it cannot starve when the pool is busy.
-void parallel_for(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> item) {
-  struct Shared {
-    std::function<void(int64_t)> item;
-    int64_t count;
-    std::atomic<int64_t> next{0};
-    int64_t done = 0;
-    std::mutex mutex;
-    std::condition_variable all_done;
-
-    void work() {
-      int64_t finished = 0;
-      for (int64_t i; (i = next.fetch_add(1)) < count; ++finished) item(i);
-      if (finished == 0) return;
-      std::lock_guard<std::mutex> lock(mutex);
-      done += finished;
-      if (done == count) all_done.notify_all();
-    }
-  };
-  auto shared = std::make_shared<Shared>();
-  shared->item = std::move(item);
-  shared->count = count;
-  const int64_t helpers = std::min<int64_t>(count, pool.num_threads()) - 1;
-  for (int64_t i = 0; i < helpers; ++i) pool.Schedule([shared] { shared->work(); });
-  shared->work();
-  std::unique_lock<std::mutex> lock(shared->mutex);
-  shared->all_done.wait(lock, [&] { return shared->done == shared->count; });
-}
-
-// Height, width and channels.
-struct Shape {
-  int64_t height, width, channels;
-};
-
-template <class Dimensions>
-Shape shape_of(const Dimensions& d) {
-  return {d[1], d[2], d[3]};
-}
+namespace direct {
 
 typedef float Quad __attribute__((vector_size(16), aligned(sizeof(float)), may_alias));
 
@@ -276,9 +196,10 @@ struct Gather {
     parallel_for(pool, blocks, [&](int64_t block) {
       for (size_t p = 0; p < phases.size(); ++p) {
         float* to = &packed[p][block * packed[p].size() / blocks];
-        for (int64_t first = 0; first < in.channels; first += kDepth)
+        const int64_t deep = depth(phases[p], tiling_of(phases[p], in_step));
+        for (int64_t first = 0; first < in.channels; first += deep)
           for (const Strip& strip : phases[p].strips)
-            for (int64_t i = first; i < std::min(first + kDepth, in.channels); ++i)
+            for (int64_t i = first; i < std::min(first + deep, in.channels); ++i)
               for (const int64_t tap : strip.taps)
                 for (int64_t lane = 0; lane < kLanes; ++lane)
                   *to++ = weight(tap, i, block * kLanes + lane);
@@ -293,6 +214,13 @@ struct Gather {
                 padded + (y + top) * border.channels * border.width + left, border.width);
   }
 
+  // Input channels that are added up at once: all of them where tiles overlap, for what a tile adds
+  // to an earlier sum is then added twice.
+  int64_t depth(const Phase& phase, const Tiling& tiling) const {
+    const bool overlap = phase.rows % tiling.rows != 0 || phase.cols % tiling.pixels != 0;
+    return overlap ? in.channels : kDepth;
+  }
+
   // The tiles of a phase. The last of a row or column ends with it and may overlap the one before.
   void one(const Phase& phase, const float* weights, const float* images, int64_t size,
            int64_t count, float* results) const {
@@ -300,9 +228,10 @@ struct Gather {
     const TileSteps by = {border.channels * border.width, border.width,
                           out_step * out.width * out.channels, out_step * out.channels};
     const int64_t last_y = phase.rows - tiling.rows, last_x = phase.cols - tiling.pixels;
+    const int64_t deep = depth(phase, tiling);
     for (int64_t o = 0; o < out.channels; o += kLanes) {
-      for (int64_t first = 0; first < in.channels; first += kDepth) {
-        const int64_t channels = std::min(kDepth, in.channels - first);
+      for (int64_t first = 0; first < in.channels; first += deep) {
+        const int64_t channels = std::min(deep, in.channels - first);
         for (int64_t i = 0; i < count; ++i) {
           const float* image = images + i * size + first * by.image_channel;
           float* result = results + i * out.height * out.width * out.channels +
@@ -322,9 +251,6 @@ struct Gather {
     }
   }
 };
-
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
 
 // The input with the border that the forward pass reads.
 Shape border_of(const Shape& in, const Shape& out, int64_t kernel_height, int64_t kernel_width,
@@ -533,224 +459,5 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
   return ffi::Error::Success();
 }
 
-// Rows that one item sums, and the widest row that it sums at once.
-constexpr int64_t kRows = 2048, kWidth = 4 * kLanes;
-
-// Adds a and a * b over `rows` rows of a column of kVectors vectors.
-template <int kVectors>
-void add_columns(const float* a, const float* b, int64_t rows, int64_t step, float* sum_a,
-                 float* sum_ab) {
-  Vector sums[kVectors] = {}, products[kVectors] = {};
-  for (int64_t r = 0; r < rows; ++r, a += step, b += step) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const Vector value = load(a + v * kLanes);
-      sums[v] += value;
-      products[v] += value * load(b + v * kLanes);
-    }
-  }
-  for (int v = 0; v < kVectors; ++v) {
-    store(sum_a + v * kLanes, sums[v]);
-    store(sum_ab + v * kLanes, products[v]);
-  }
-}
-
-// (sum of a, sum of a * b) over all axes but the last, in one reading. The parts and the order in
-// which they are added do not depend on the number of threads; they are added in double precision.
-ffi::Error channel_sums(ffi::ThreadPool pool, Array a, Array b, Result sums) {
-  const int64_t channels = sums->dimensions()[1], size = a.element_count();
-  // Narrow rows are read a few at a time, as one row.
-  int64_t folds = 1;
-  while (channels * folds * 2 <= kWidth && size % (channels * folds * 2) == 0) folds *= 2;
-  const int64_t width = channels * folds, rows = size / width;
-  const int64_t items = (rows + kRows - 1) / kRows;
-  Floats parts(items * 2 * width);
-  parallel_for(pool, items, [&](int64_t item) {
-    const int64_t first = item * kRows, count = std::min(kRows, rows - first);
-    float* part = &parts[item * 2 * width];
-    for (int64_t c = 0; c < width;) {
-      const float* from_a = a.typed_data() + first * width + c;
-      const float* from_b = b.typed_data() + first * width + c;
-      const bool wide = width - c >= kWidth;
-      (wide ? add_columns<4> : add_columns<1>)(from_a, from_b, count, width, part + c,
-                                               part + width + c);
-      c += wide ? kWidth : kLanes;
-    }
-  });
-  for (int64_t s = 0; s < 2; ++s) {
-    for (int64_t c = 0; c < channels; ++c) {
-      double total = 0;
-      for (int64_t item = 0; item < items; ++item)
-        for (int64_t f = 0; f < folds; ++f)
-          total += parts[(item * 2 + s) * width + f * channels + c];
-      sums->typed_data()[s * channels + c] = static_cast<float>(total);
-    }
-  }
-  return ffi::Error::Success();
-}
-
-// A perceptron relu(x W1) W2 whose hidden layer fits a vector. Rows that are handled at once, and
-// numbers of x in the rows that one item handles.
-constexpr int kTogether = 8;
-constexpr int64_t kNumbers = 1 << 15;
-
-// (width, hidden) as rows of a vector each, the rest zeros; `at(i, j)` is a weight.
-template <class At>
-Floats as_vectors(int64_t width, int64_t hidden, const At& at) {
-  Floats padded(width * kLanes, 0.f);
-  for (int64_t i = 0; i < width; ++i)
-    for (int64_t j = 0; j < hidden; ++j) padded[i * kLanes + j] = at(i, j);
-  return padded;
-}
-
-// hidden[r][j] = sum over i of rows[r][i] * weights[i][j]
-template <int kRows>
-void contract(const float* rows, int64_t width, const float* weights, Vector (&hidden)[kRows]) {
-  for (int r = 0; r < kRows; ++r) hidden[r] = Vector{};
-  for (int64_t i = 0; i < width; ++i) {
-    const Vector weight = load(weights + i * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) hidden[r] += rows[r * width + i] * weight;
-  }
-}
-
-// rows[r][i] = sum over j of hidden[r][j] * weights[j][i]
-template <int kRows>
-void expand(const float (*hidden)[kLanes], int64_t count, const float* weights, int64_t width,
-            float* rows) {
-  for (int64_t i = 0; i < width; i += kLanes) {
-    Vector sum[kRows] = {};
-    for (int64_t j = 0; j < count; ++j) {
-      const Vector weight = load(weights + j * width + i);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) sum[r] += hidden[r][j] * weight;
-    }
-    for (int r = 0; r < kRows; ++r) store(rows + r * width + i, sum[r]);
-  }
-}
-
-// sums[j][i] += sum over r of hidden[r][j] * rows[r][i]
-template <int kRows>
-void add_products(const float (*hidden)[kLanes], int64_t count, const float* rows, int64_t width,
-                  float* sums) {
-  for (int64_t i = 0; i < width; i += kLanes) {
-    Vector row[kRows];
-    for (int r = 0; r < kRows; ++r) row[r] = load(rows + r * width + i);
-    for (int64_t j = 0; j < count; ++j) {
-      Vector sum = load(sums + j * width + i);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) sum += hidden[r][j] * row[r];
-      store(sums + j * width + i, sum);
-    }
-  }
-}
-
-// Calls block(first row, a constant number of rows) for all rows of each item.
-template <class Start, class Block>
-void for_rows(ffi::ThreadPool& pool, int64_t rows, int64_t rows_of_item, const Start& start,
-              const Block& block) {
-  parallel_for(pool, (rows + rows_of_item - 1) / rows_of_item, [&](int64_t item) {
-    auto state = start(item);
-    const int64_t end = std::min(rows, (item + 1) * rows_of_item);
-    int64_t row = item * rows_of_item;
-    for (; row + kTogether <= end; row += kTogether)
-      block(state, row, std::integral_constant<int, kTogether>());
-    for (; row < end; ++row) block(state, row, std::integral_constant<int, 1>());
-  });
-}
-
-// x (rows, width), w1 (width, hidden), w2 (hidden, width)
-ffi::Error perceptron(ffi::ThreadPool pool, Array x, Array w1, Array w2, Result y) {
-  const int64_t rows = x.dimensions()[0], width = x.dimensions()[1], hidden = w2.dimensions()[0];
-  const float* from = w1.typed_data();
-  const auto first =
-      as_vectors(width, hidden, [&](int64_t i, int64_t j) { return from[i * hidden + j]; });
-  const auto nothing = [](int64_t) { return 0; };
-  for_rows(pool, rows, std::max<int64_t>(kNumbers / width, 1), nothing,
-           [&](int, int64_t row, auto count) {
-             Vector sums[count];
-             alignas(Vector) float active[count][kLanes];
-             contract<count>(x.typed_data() + row * width, width, first.data(), sums);
-             for (int r = 0; r < count; ++r)  // a NaN stays one
-               store(active[r], sums[r] <= 0 ? Vector{} : sums[r]);
-             expand<count>(active, hidden, w2.typed_data(), width, y->typed_data() + row * width);
-           });
-  return ffi::Error::Success();
-}
-
-// From the cotangent g of the result: dx, and the transpose of dw1 beside dw2, (2, hidden, width).
-// The items do not depend on the number of threads, and their sums are added in order.
-ffi::Error perceptron_gradient(ffi::ThreadPool pool, Array x, Array w1, Array w2, Array g,
-                               Result dx, Result dw) {
-  const int64_t rows = x.dimensions()[0], width = x.dimensions()[1], hidden = w2.dimensions()[0];
-  const float *from1 = w1.typed_data(), *from2 = w2.typed_data();
-  const auto first =
-      as_vectors(width, hidden, [&](int64_t i, int64_t j) { return from1[i * hidden + j]; });
-  const auto second =
-      as_vectors(width, hidden, [&](int64_t i, int64_t j) { return from2[j * width + i]; });
-  Floats back(hidden * width);
-  for (int64_t i = 0; i < width; ++i)
-    for (int64_t j = 0; j < hidden; ++j) back[j * width + i] = from1[i * hidden + j];
-  const int64_t size = hidden * width, rows_of_item = std::max<int64_t>(kNumbers / width, 1);
-  const int64_t items = (rows + rows_of_item - 1) / rows_of_item;
-  Floats sums(items * 2 * size, 0.f);
-  for_rows(pool, rows, rows_of_item, [&](int64_t item) { return &sums[item * 2 * size]; },
-           [&](float* part, int64_t row, auto count) {
-             const float* rows_x = x.typed_data() + row * width;
-             const float* rows_g = g.typed_data() + row * width;
-             Vector inner[count], cotangent[count];
-             alignas(Vector) float active[count][kLanes], passed[count][kLanes];
-             contract<count>(rows_x, width, first.data(), inner);
-             contract<count>(rows_g, width, second.data(), cotangent);
-             for (int r = 0; r < count; ++r) {
-               store(active[r], inner[r] <= 0 ? Vector{} : inner[r]);
-               store(passed[r], inner[r] > 0 ? cotangent[r] : Vector{});
-             }
-             expand<count>(passed, hidden, back.data(), width, dx->typed_data() + row * width);
-             add_products<count>(passed, hidden, rows_x, width, part);
-             add_products<count>(active, hidden, rows_g, width, part + size);
-           });
-  for (int64_t e = 0; e < 2 * size; ++e) {
-    double total = 0;
-    for (int64_t item = 0; item < items; ++item) total += sums[item * 2 * size + e];
-    dw->typed_data()[e] = static_cast<float>(total);
-  }
-  return ffi::Error::Success();
-}
-
-auto binding() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Ret<Array>()
-      .Attr<int64_t>("stride")
-      .Attr<int64_t>("top")
-      .Attr<int64_t>("left");
-}
-
+}  // namespace direct
 }  // namespace
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_forward, forward, binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_input_gradient, input_gradient, binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_weight_gradient, weight_gradient, binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(
-    fda_jax_channel_sums, channel_sums,
-    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_perceptron, perceptron,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_perceptron_gradient, perceptron_gradient,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>());
-extern "C" int fda_jax_lanes() { return kLanes; }

@@ -1,0 +1,90 @@
+// Convolutions and channel sums of float32 images (batch, height, width, channels), and narrow
+// two-layer perceptrons, for the CPU, as XLA custom calls.
+//
+// All run on the threads of the XLA program that calls them. Channels that a vector register
+// holds side by side must come in whole registers (see `kLanes`); the caller sees to that.
+
+#include "channel_sums.h"
+#include "common.h"
+#include "direct.h"
+#include "perceptron.h"
+#include "winograd.h"
+
+namespace {
+
+ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t stride, int64_t top,
+                   int64_t left) {
+  const Shape in = shape_of(x.dimensions()), out = shape_of(y->dimensions());
+  if (!winograd::suits(w.dimensions(), out, stride))
+    return direct::forward(pool, x, w, y, stride, top, left);
+  const float* weights = w.typed_data();
+  winograd::convolve(
+      pool, {in, out, top, left, x.dimensions()[0]}, x.typed_data(),
+      [&](int64_t t, int64_t i, int64_t o) {
+        return weights[(t * in.channels + i) * out.channels + o];
+      },
+      y->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Result dx, int64_t stride,
+                          int64_t top, int64_t left) {
+  const Shape in = shape_of(g.dimensions()), out = shape_of(dx->dimensions());
+  if (!winograd::suits(w.dimensions(), out, stride))
+    return direct::input_gradient(pool, g, w, dx, stride, top, left);
+  const float* weights = w.typed_data();
+  winograd::convolve(
+      pool, {in, out, 2 - top, 2 - left, g.dimensions()[0]}, g.typed_data(),
+      [&](int64_t t, int64_t i, int64_t o) {
+        return weights[((8 - t) * out.channels + o) * in.channels + i];
+      },
+      dx->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, int64_t stride,
+                           int64_t top, int64_t left) {
+  const Shape in = shape_of(x.dimensions()), out = shape_of(g.dimensions());
+  if (!winograd::suits(dw->dimensions(), out, stride))
+    return direct::weight_gradient(pool, x, g, dw, stride, top, left);
+  winograd::kernel_gradient(pool, {in, out, top, left, x.dimensions()[0]}, x.typed_data(),
+                            g.typed_data(), dw->typed_data());
+  return ffi::Error::Success();
+}
+
+auto binding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<Array>()
+      .Arg<Array>()
+      .Ret<Array>()
+      .Attr<int64_t>("stride")
+      .Attr<int64_t>("top")
+      .Attr<int64_t>("left");
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_forward, forward, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_input_gradient, input_gradient, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_weight_gradient, weight_gradient, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    fda_jax_channel_sums, channel_sums,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_perceptron, perceptron,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_perceptron_gradient, perceptron_gradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Ret<Array>()
+                                  .Ret<Array>());
+extern "C" int fda_jax_lanes() { return kLanes; }
