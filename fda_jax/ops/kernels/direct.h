@@ -195,7 +195,7 @@ struct Gather {
       packed.emplace_back(phase.strips.size() * phase.together * in.channels * out.channels);
     parallel_for(pool, blocks, [&](int64_t block) {
       for (size_t p = 0; p < phases.size(); ++p) {
-        float* to = &packed[p][block * packed[p].size() / blocks];
+        float* to = packed[p].data() + block * packed[p].size() / blocks;
         const int64_t deep = depth(phases[p], tiling_of(phases[p], in_step));
         for (int64_t first = 0; first < in.channels; first += deep)
           for (const Strip& strip : phases[p].strips)
