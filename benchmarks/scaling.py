@@ -24,11 +24,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import record
 import sides
 
-# Of losses near 2.7. Other last bits give an activation near 0 the other sign: on one device,
-# images times 1 + 1e-7 noise give first losses of ResNet-20 from 2.711 to 2.781.
+# Of first losses, near 2.7. Other last bits give an activation near 0 the other sign: on one device,
+# images times 1 + 1e-7 noise give first losses of ResNet-20 from 2.711 to 2.781. A step later all
+# weights differ, so that later losses, which the record has too, say less.
 TOLERANCE = 0.1
 WORKER = Path(__file__).parent / "workers" / "collectives.py"
 PARTS = {
@@ -281,13 +283,12 @@ def goals(
     paper: Sequence[Mapping[str, float]],
     links: Sequence[Link],
 ) -> list[record.Goal]:
-    losses = [of["losses"] for of in facts.values()]
-    spread = max(abs(a - b) for row in losses for a, b in zip(row, losses[0], strict=True))
+    losses = [of["losses"][0] for of in facts.values()]
+    spread = float(np.ptp(losses))  # NaN where one is
     gradients = max(split(of)["gradient"][0] for of in facts.values())
     made = [
         record.Goal(
-            f"{name}: the losses of the first steps agree within {TOLERANCE} on any number of "
-            "devices",
+            f"{name}: the first losses agree within {TOLERANCE} on any number of devices",
             f"largest difference {spread:.1e}",
             spread < TOLERANCE,
         ),
