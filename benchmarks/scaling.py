@@ -28,9 +28,9 @@ import numpy as np
 import record
 import sides
 
-# Of first losses, near 2.7. Other last bits give an activation near 0 the other sign: on one device,
-# images times 1 + 1e-7 noise give first losses of ResNet-20 from 2.711 to 2.781. A step later all
-# weights differ, so that later losses, which the record has too, say less.
+# Of first losses, near 2.7. Other last bits give an activation near 0 the other sign: on one
+# device, images times 1 + 1e-7 noise give first losses of ResNet-20 from 2.711 to 2.781. A step
+# later all weights differ, so that later losses, which the record has too, say less.
 TOLERANCE = 0.1
 WORKER = Path(__file__).parent / "workers" / "collectives.py"
 PARTS = {
