@@ -108,7 +108,8 @@ struct Pixels {
 
 // Writes the transform of kLanes channels of a tile.
 template <void (*line)(const Vector*, Vector*), int kSide>
-inline void transform(const Pixels<const float, kSide>& pixels, int64_t channel, float* to, int64_t step) {
+inline void transform(const Pixels<const float, kSide>& pixels, int64_t channel, float* to,
+                      int64_t step) {
   Vector seen[kSide][kSide], made[4][4];
   pixels.read(channel, seen);
   both_axes<line>(seen, made);
@@ -273,8 +274,8 @@ inline void kernel_gradient(ffi::ThreadPool& pool, const Tiles& tiles, const flo
   });
 }
 
-// Whether it takes a convolution and is faster: from 16 channels on the transforms cost what the
-// products save, and a tile at the edge of a small image makes outputs that are none.
+// Whether it takes a convolution and is faster: at 16 channels the transforms cost what the products
+// save, and a tile that reaches beyond a small image makes outputs that are none.
 template <class Kernel>
 bool suits(const Kernel& kernel, const Shape& out, int64_t stride) {
   const int64_t products = kPlaces * ((out.height + 1) / 2) * ((out.width + 1) / 2);
