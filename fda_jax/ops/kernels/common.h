@@ -98,4 +98,13 @@ Shape shape_of(const Dimensions& d) {
   return {d[1], d[2], d[3]};
 }
 
+// weight(tap, input, output) of a convolution's kernel (taps, inputs, outputs), and of the transpose
+// by which it takes a cotangent back: what it calls an input is an output of the kernel.
+inline auto weights_of(const float* kernel, int64_t inputs, int64_t outputs) {
+  return [=](int64_t tap, int64_t i, int64_t o) { return kernel[(tap * inputs + i) * outputs + o]; };
+}
+inline auto transposed_weights_of(const float* kernel, int64_t inputs, int64_t outputs) {
+  return [=](int64_t tap, int64_t i, int64_t o) { return kernel[(tap * outputs + o) * inputs + i]; };
+}
+
 }  // namespace

@@ -270,13 +270,9 @@ ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t str
     std::iota(taps.begin(), taps.end(), i * kernel[1]);
     add_strips(all, i, 0, taps);
   }
-  const float* weights = w.typed_data();
   Gather{in, border, out, top, left, stride, 1, {all}}.run(
       pool, x.typed_data(), x.dimensions()[0],
-      [&](int64_t t, int64_t i, int64_t o) {
-        return weights[(t * in.channels + i) * out.channels + o];
-      },
-      y->typed_data());
+      weights_of(w.typed_data(), in.channels, out.channels), y->typed_data());
   return ffi::Error::Success();
 }
 
@@ -309,13 +305,9 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Result dx, int
       phases.push_back(std::move(phase));
     }
   }
-  const float* weights = w.typed_data();
   Gather{in, border, out, kernel[0], kernel[1], 1, stride, phases}.run(
       pool, g.typed_data(), g.dimensions()[0],
-      [&](int64_t t, int64_t i, int64_t o) {
-        return weights[(t * out.channels + o) * in.channels + i];
-      },
-      dx->typed_data());
+      transposed_weights_of(w.typed_data(), in.channels, out.channels), dx->typed_data());
   return ffi::Error::Success();
 }
 

@@ -17,13 +17,8 @@ ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t str
   const Shape in = shape_of(x.dimensions()), out = shape_of(y->dimensions());
   if (!winograd::suits(w.dimensions(), out, stride))
     return direct::forward(pool, x, w, y, stride, top, left);
-  const float* weights = w.typed_data();
-  winograd::convolve(
-      pool, {in, out, top, left, x.dimensions()[0]}, x.typed_data(),
-      [&](int64_t t, int64_t i, int64_t o) {
-        return weights[(t * in.channels + i) * out.channels + o];
-      },
-      y->typed_data());
+  winograd::convolve(pool, {in, out, top, left, x.dimensions()[0]}, x.typed_data(),
+                     weights_of(w.typed_data(), in.channels, out.channels), y->typed_data());
   return ffi::Error::Success();
 }
 
@@ -32,12 +27,10 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Result dx, int
   const Shape in = shape_of(g.dimensions()), out = shape_of(dx->dimensions());
   if (!winograd::suits(w.dimensions(), out, stride))
     return direct::input_gradient(pool, g, w, dx, stride, top, left);
-  const float* weights = w.typed_data();
+  const auto weight = transposed_weights_of(w.typed_data(), in.channels, out.channels);
   winograd::convolve(
       pool, {in, out, 2 - top, 2 - left, g.dimensions()[0]}, g.typed_data(),
-      [&](int64_t t, int64_t i, int64_t o) {
-        return weights[((8 - t) * out.channels + o) * in.channels + i];
-      },
+      [&](int64_t tap, int64_t i, int64_t o) { return weight(8 - tap, i, o); },  // reversed
       dx->typed_data());
   return ffi::Error::Success();
 }

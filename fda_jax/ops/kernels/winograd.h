@@ -274,14 +274,16 @@ inline void kernel_gradient(ffi::ThreadPool& pool, const Tiles& tiles, const flo
   });
 }
 
-// Whether it takes a convolution and is faster: at 16 channels the transforms cost what the products
-// save, and a tile that reaches beyond a small image makes outputs that are none.
+// Whether it takes a convolution with a kernel (height, width, inputs, outputs) and is faster: at 16
+// channels the transforms cost what the products save, and as tiles reach beyond a small image, some
+// outputs are none; at most two thirds of the literal sums' products must be left.
 template <class Kernel>
 bool suits(const Kernel& kernel, const Shape& out, int64_t stride) {
   const int64_t products = kPlaces * ((out.height + 1) / 2) * ((out.width + 1) / 2);
-  return kLanes >= 8 && kernel[0] == 3 && kernel[1] == 3 && stride == 1 &&
-         kernel[2] % kLanes == 0 && kernel[3] % kLanes == 0 && kernel[2] >= 32 &&
-         kernel[3] >= 32 && products * 3 <= 9 * out.height * out.width * 2;
+  const bool takes = kLanes >= 8 && kernel[0] == 3 && kernel[1] == 3 && stride == 1 &&
+                     kernel[2] % kLanes == 0 && kernel[3] % kLanes == 0;
+  return takes && kernel[2] >= 32 && kernel[3] >= 32 &&
+         3 * products <= 2 * 9 * out.height * out.width;
 }
 
 }  // namespace winograd
