@@ -56,8 +56,10 @@ def test_the_recipe_of_the_paper_stands_in_the_base():
     assert (base.method.num_terms_start, base.method.num_terms_end) == (10, 19)
 
 
-def test_the_recipe_for_imagenet_is_that_of_section_3_3():
-    config = importlib.import_module("imagenet_resnet18").get_config()
+@pytest.mark.parametrize("network", ["resnet18", "alexnet"])
+def test_the_recipe_for_imagenet_is_that_of_section_3_3(network):
+    config = importlib.import_module(f"imagenet_{network}").get_config()
+    assert config.model.name == network
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adam", 1e-3, 0.0)
     models.check_image_shape(config.model.name, (config.data.image_size,) * 2 + (3,))

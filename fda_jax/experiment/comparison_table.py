@@ -92,6 +92,10 @@ def columns(comparison: Comparison, *, mixed_revisions: bool = False) -> list[Co
             is_optional=False,
         ),
         Column(
+            "last top-5 test accuracy (%)",
+            lambda entry: _spread(run.last_top5_accuracy for run in entry.runs),
+        ),
+        Column(
             "best test accuracy (%)", lambda entry: _spread(run.best_accuracy for run in entry.runs)
         ),
         Column(f"{comparison.source} (%)", lambda entry: number(entry.paper, 1, ".2f")),

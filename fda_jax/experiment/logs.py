@@ -67,10 +67,9 @@ class Terminal:
     ) -> None:
         """Print an epoch's line; a speed of 0 is one that nobody knows yet."""
         speed = f"{images_per_second:,.0f}" if images_per_second else "unknown"
-        tested = f"  test loss {test['loss']:.4f} accuracy {test['accuracy']:.2%}" if test else ""
+        tested = f"  test {told(test)}" if test else ""
         self.line(
-            f"epoch {number:>{len(str(epochs))}}/{epochs}  "
-            f"train loss {train['loss']:.4f} accuracy {train['accuracy']:.2%}{tested}  "
+            f"epoch {number:>{len(str(epochs))}}/{epochs}  train {told(train)}{tested}  "
             f"{speed} images/s  {self.left(step)}"
         )
 
@@ -110,6 +109,12 @@ class TensorBoard:
         """Close the event file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def told(means: Mapping[str, float]) -> str:
+    """Loss and accuracy as a person reads them, and the top-5 accuracy where it is counted."""
+    top5 = f" (top 5: {means['top5_accuracy']:.2%})" if "top5_accuracy" in means else ""
+    return f"loss {means['loss']:.4f} accuracy {means['accuracy']:.2%}{top5}"
 
 
 def duration(seconds: float) -> str:

@@ -19,7 +19,7 @@ from fda_jax.experiment.setup import Experiment
 from fda_jax.training import devices, feed
 from fda_jax.training.checkpoints import Checkpoints
 from fda_jax.training.flips import Signs
-from fda_jax.training.metrics import Metrics
+from fda_jax.training.metrics import TOP5_CLASSES, Metrics
 from fda_jax.training.state import TrainState, init_state
 from fda_jax.training.step import Batch, Health, make_eval_step, make_train_call, make_train_step
 
@@ -64,13 +64,14 @@ class Evaluator:
         step = make_eval_step(experiment.model, experiment.preprocessing, axis_name=devices.AXIS)
         axis = feed.axis(test)
         self._plan = experiment.plan
+        self._zero = Metrics.zero(top5=experiment.dataset.num_classes >= TOP5_CLASSES)
         self._feeder = feed.Feeder(test, seed=experiment.seed, train=False)
         self._step = devices.parallel(step, in_axes=(None, None, axis, axis, 0))
 
     def __call__(self, state: TrainState) -> Metrics:
         """The metrics of the test set, every example counted once."""
         variables = state.inference_variables()
-        totals = devices.replicate(Metrics.zero())
+        totals = devices.replicate(self._zero)
         for item in self._feeder.feeds(feed.eval_chunks(self._plan)):
             totals = self._step(variables, totals, item.images, item.labels, item.indices)
         return totals

@@ -13,7 +13,7 @@ from fda_jax.experiment import budget, setup, stages
 from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.inherit import Predecessor, check_stages
-from fda_jax.experiment.logs import Terminal, duration
+from fda_jax.experiment.logs import Terminal, duration, told
 from fda_jax.experiment.loop import Evaluator, Lane, Stop, Trainer, best_row, make_terminal, start
 from fda_jax.experiment.setup import Experiment
 from fda_jax.training import devices
@@ -224,10 +224,7 @@ def evaluate(config: Mapping[str, Any] | None, workdir: str | Path) -> dict[str,
         (state, *_), _ = checkpoints.restore(progress.arrays(), step)
         means = evaluator(devices.replicate(state)).means()
         answers[name] = {"step": step, **means}
-        make_terminal(experiment).line(
-            f"{name} checkpoint (step {step}): test loss {means['loss']:.4f} "
-            f"accuracy {means['accuracy']:.2%}"
-        )
+        make_terminal(experiment).line(f"{name} checkpoint (step {step}): test {told(means)}")
     checkpoints.close()
     if not answers:
         raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
@@ -252,6 +249,7 @@ def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment
     rows = folder.metrics()
     last_train = [row for row in rows if row["split"] == "train"][-1]
     last_test = [row for row in rows if row["split"] == "test"][-1]
+    top5 = last_test.get("top5_accuracy")
     best = best_row(rows)
     surroundings = folder.read("environment.json") or {}
     return {
@@ -261,6 +259,7 @@ def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment
         "config": dict(config),
         "seed": config["seed"],
         "last_test_accuracy": last_test["accuracy"],
+        **({"last_test_top5_accuracy": top5} if top5 is not None else {}),
         "last_test_loss": last_test["loss"],
         "best_test_accuracy": best["accuracy"],
         "best_epoch": best["epoch"],

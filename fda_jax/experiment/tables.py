@@ -53,6 +53,7 @@ class Run:
       epochs: finished so far.
       is_finished: whether there is a result.
       last_accuracy: on the test set after the last evaluated epoch, in [0, 1].
+      last_top5_accuracy: likewise, of the five likeliest classes; None where nobody counted.
       best_accuracy: the highest on the test set, in [0, 1].
       best_epoch: the first with that accuracy.
       train_loss: mean over the last epoch.
@@ -80,6 +81,7 @@ class Run:
     epochs: int
     is_finished: bool
     last_accuracy: float | None
+    last_top5_accuracy: float | None
     best_accuracy: float | None
     best_epoch: int | None
     train_loss: float | None
@@ -322,6 +324,7 @@ def _reached(
         "epochs": outcome["epochs"],
         "is_finished": result is not None,
         "last_accuracy": outcome["last_test_accuracy"],
+        "last_top5_accuracy": outcome.get("last_test_top5_accuracy"),
         "best_accuracy": outcome["best_test_accuracy"],
         "best_epoch": outcome["best_epoch"],
         "train_loss": last["loss"],
@@ -443,7 +446,7 @@ def _row(run: Run, label: str) -> list[str]:
         label,
         str(run.seed),
         f"{run.epochs}/{run.planned_epochs}" + ("" if run.is_finished else ", unfinished"),
-        number(run.last_accuracy, 100, ".2f"),
+        _last([run]),
         best if run.best_epoch is None else f"{best} (epoch {run.best_epoch})",
         number(run.train_loss, 1, ".4f"),
         # A run of a single call has no time without compilation, and says 0.
@@ -463,10 +466,18 @@ def _mean_row(finished: Sequence[Run], total: int, label: str) -> list[str]:
         label,
         ", ".join(map(str, seeds)),
         f"{finished[0].epochs}/{finished[0].planned_epochs}",
-        spread([run.last_accuracy for run in finished if run.last_accuracy is not None]),
+        _last(finished),
         spread([run.best_accuracy for run in finished if run.best_accuracy is not None]),
         *[""] * 4,
     ]
+
+
+def _last(runs: Sequence[Run]) -> str:
+    """The last accuracies, and the top-5 ones where they were counted in all of these runs."""
+    known = [run.last_accuracy for run in runs if run.last_accuracy is not None]
+    top5 = [run.last_top5_accuracy for run in runs if run.last_top5_accuracy is not None]
+    text = spread(known) if known else _UNKNOWN
+    return f"{text} (top 5: {spread(top5)})" if top5 and len(top5) == len(known) else text
 
 
 def number(value: float | None, factor: float, form: str) -> str:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fda_jax.layers import Method, lookup, make_method
+from fda_jax.models.alexnet import AlexNet
 from fda_jax.models.resnet import ResNet
 from fda_jax.models.summary import ParameterCount, count_parameters
 from fda_jax.models.vgg import VGGSmall
@@ -16,6 +17,7 @@ from fda_jax.models.vit import VisionTransformer
 
 __all__ = [
     "MODELS",
+    "AlexNet",
     "ModelSpec",
     "ParameterCount",
     "ResNet",
@@ -64,6 +66,7 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
             min_side=2,
         ),
         "vgg_small": ModelSpec(VGGSmall, min_side=8),
+        "alexnet": ModelSpec(AlexNet, min_side=63),
         "vit_tiny": ModelSpec(VisionTransformer, min_side=4, multiple=4),
         "vit_digits": ModelSpec(
             functools.partial(VisionTransformer, patch_px=2, width=64, depth=2, num_heads=4),

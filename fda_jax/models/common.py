@@ -54,20 +54,36 @@ def batch_norm(dtype: jnp.dtype, axis_name: str | None, *, train: bool) -> Calla
     return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name)
 
 
-def stem(features: int, dtype: jnp.dtype, *, side: int = 3, strides: int = 1) -> nn.Conv:
+def stem(
+    features: int,
+    dtype: jnp.dtype,
+    *,
+    side: int = 3,
+    strides: int = 1,
+    padding: int | None = None,
+) -> nn.Conv:
     """The first convolution, always in full precision."""
-    return real_conv(features, dtype, side=side, strides=strides, name="stem")
+    return real_conv(features, dtype, side=side, strides=strides, padding=padding, name="stem")
 
 
 def real_conv(
-    features: int, dtype: jnp.dtype, *, side: int, strides: int = 1, name: str
+    features: int,
+    dtype: jnp.dtype,
+    *,
+    side: int,
+    strides: int = 1,
+    padding: int | None = None,
+    name: str,
 ) -> nn.Conv:
-    """A convolution in full precision without bias, centred on each `strides`-th pixel."""
+    """A convolution in full precision without bias.
+
+    `padding` pixels of zeros lie round the image; None centres it on each `strides`-th pixel.
+    """
     return nn.Conv(
         features,
         (side, side),
         strides=strides,
-        padding=side // 2,
+        padding=side // 2 if padding is None else padding,
         use_bias=False,
         kernel_init=nn.initializers.he_normal(),
         dtype=dtype,

@@ -305,8 +305,9 @@ def make_eval_step(
       axis_name: mapped axis over which metrics are summed, or None.
 
     Returns:
-      (variables, totals, images, labels, indices (batch,)) -> totals with the batch merged in;
-      an index below 0 is padding. The loss is the plain cross-entropy.
+      (variables, totals, images, labels, indices (batch,)) -> totals with the batch merged in,
+      top-5 answers where totals count them; an index below 0 is padding. The loss is the plain
+      cross-entropy.
     """
 
     def eval_step(
@@ -320,7 +321,8 @@ def make_eval_step(
         inputs = preprocessing.evaluate(images[indices])
         logits = cast(jax.Array, model.apply(variables, inputs, train=False))
         losses = cross_entropy(logits, chosen, label_smoothing=0.0)
-        metrics = Metrics.of_batch(losses, logits, chosen)
+        top5 = totals.correct_top5 is not None
+        metrics = Metrics.of_batch(losses, logits, chosen, top5=top5)
         if axis_name is not None:
             metrics = jax.lax.psum(metrics, axis_name)
         return totals.merge(metrics)

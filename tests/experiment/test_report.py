@@ -44,6 +44,7 @@ def make_run(
     test_examples=10_000,
     together=None,
     timed_steps=None,
+    top5=None,
     **knobs,
 ):
     """A run folder, written by hand as training writes it."""
@@ -79,6 +80,7 @@ def make_run(
         result = {
             "last_test_accuracy": accuracies[-1],
             "best_test_accuracy": max(accuracies),
+            **({} if top5 is None else {"last_test_top5_accuracy": top5}),
             "best_epoch": accuracies.index(max(accuracies)) + 1,
             "test_examples": test_examples,
             "epochs": len(accuracies),
@@ -200,6 +202,19 @@ def test_mean_and_standard_deviation_over_seeds_are_those_of_statistics(tmp_path
         mean, std = map(float, cell.split(" ± "))
         assert mean == pytest.approx(100 * statistics.mean(values), abs=0.00501)
         assert std == pytest.approx(100 * statistics.stdev(values), abs=0.00501)
+
+
+def test_top5_accuracies_stand_beside_the_last_ones_where_they_were_counted(tmp_path):
+    for seed, top5 in enumerate((0.75, 0.85)):
+        make_run(tmp_path / f"s{seed}", seed=seed, top5=top5)
+
+    def cells() -> list[str]:
+        return [row[4] for row in next(iter(sections(render(tmp_path)).values()))]
+
+    known = ["50.00 (top 5: 75.00)", "50.00 (top 5: 85.00)"]
+    assert cells() == [*known, "50.00 ± 0.00 (top 5: 80.00 ± 7.07)"]
+    make_run(tmp_path / "older", seed=2)  # which did not count them
+    assert cells() == [*known, "50.00", "50.00 ± 0.00"]
 
 
 def test_one_seed_has_a_mean_row_of_neither_kind(tmp_path):
@@ -400,6 +415,13 @@ def test_a_sweep_shows_means_over_finished_seeds(tmp_path):
     assert row["last test accuracy (%)"] == "30.00 ± 14.14"
     assert row["flips in the last epoch (%)"] == "30.000"
     assert row["n"] == "2 (1 unfinished left out)"
+
+
+def test_a_sweep_shows_top5_accuracies_where_they_were_counted(tmp_path):
+    runs = {"a": [{"top5": 0.75}, {"top5": 0.85}], "b": [{}]}
+    ((_, rows),) = compared(make_sweep(tmp_path / "w", runs)).items()
+    assert rows["a"]["last top-5 test accuracy (%)"] == "80.00 ± 7.07"
+    assert rows["b"]["last top-5 test accuracy (%)"] == "-"
 
 
 def test_times_are_compared_on_one_kind_of_device_and_with_the_reference_of_default_knobs(tmp_path):

@@ -64,6 +64,30 @@ def test_evaluation_of_the_checkpoint_gives_the_accuracy_that_training_gave(whol
     assert experiment.evaluate(small_config(), folder) == answers
 
 
+def test_top5_answers_are_counted_where_there_are_many_classes(
+    tmp_path, monkeypatch, capsys, whole
+):
+    assert "top5_accuracy" not in rows(whole[0])[1]
+    assert "last_test_top5_accuracy" not in whole[1]
+    monkeypatch.setattr(loop, "TOP5_CLASSES", 10)
+    folder = tmp_path / "run"
+    result = experiment.train(small_config(**{"train.epochs": 1}), folder)
+    state, *_ = arrays(folder)
+    built = setup.build(RunFolder(folder).read("config.json"))
+    test = built.dataset.test
+    images = built.preprocessing.evaluate(test.images[:])
+    logits = built.model.apply(state.inference_variables(), images)
+    first = np.argsort(-logits, axis=-1)[:, :5]
+    share = np.mean(np.any(first == np.array(test.labels)[:, None], axis=-1))
+    assert result["last_test_top5_accuracy"] == pytest.approx(share)
+    assert 1 > share > result["last_test_accuracy"]
+    train, answer = rows(folder)
+    assert answer["top5_accuracy"] == result["last_test_top5_accuracy"]
+    assert "top5_accuracy" not in train
+    assert f"(top 5: {share:.2%})" in capsys.readouterr().out
+    assert experiment.evaluate(None, folder)["last"]["top5_accuracy"] == pytest.approx(share)
+
+
 def test_effective_weights_of_a_trained_network_are_exactly_two_valued(whole):
     state, *_ = arrays(whole[0])
     built = setup.build(small_config())

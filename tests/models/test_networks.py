@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fda_jax.layers import make_method
-from fda_jax.models import MODELS, ResNet, VGGSmall, build, check_image_shape
+from fda_jax.models import MODELS, AlexNet, ResNet, VGGSmall, build, check_image_shape
 from fda_jax.models.common import batch_norm
 from fda_jax.models.resnet import Block, option_a
 
@@ -132,12 +132,17 @@ def test_the_network_of_imagenet_is_its_layout_in_numpy(height: int, width: int)
 
 
 @pytest.mark.slow
-def test_the_gradient_reaches_every_parameter_of_the_network_of_imagenet() -> None:
-    model = build("resnet18", num_classes=4, method="fda").clone(
-        stage_sizes=(1, 1, 1, 1),
-        widths=(16, 8, 12, 16),  # narrower noise modules have a single unit, which may be dead
-    )
-    images = normal(4, 32, 32, 3)
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [  # narrower noise modules have a single unit, which may be dead
+        ("resnet18", {"stage_sizes": (1, 1, 1, 1), "widths": (16, 8, 12, 16)}),
+        ("alexnet", {"widths": (16, 8, 12, 16, 16), "units": (16, 16)}),
+    ],
+)
+def test_the_gradient_reaches_every_parameter_of_the_networks_of_imagenet(name, sizes) -> None:
+    model = build(name, num_classes=4, method="fda").clone(**sizes)
+    side = 2 * MODELS[name].min_side
+    images = normal(8, side, side, 3)
     variables = jax.jit(model.init)(KEY, images)
 
     def loss(params):
@@ -170,6 +175,39 @@ def test_a_vgg_network_is_its_layout_in_numpy() -> None:
             x = x.reshape(2, x.shape[1] // 2, 2, x.shape[2] // 2, 2, -1).max((2, 4))
         x = hard_tanh_of_norm(x, f"norm{i}")
     logits = x.reshape(2, -1) @ params["classifier"]["kernel"] + params["classifier"]["bias"]
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, images), logits, rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(63, 96), (95, 70)])
+def test_alexnet_is_its_layout_in_numpy(height: int, width: int) -> None:
+    model = AlexNet(3, STE, widths=(4, 5, 3, 6, 2), units=(7, 8))
+    images = normal(2, height, width, 3)
+    variables = randomized(jax.eval_shape(lambda: model.init(KEY, images)))
+    params, statistics = variables["params"], variables["batch_stats"]
+
+    def normed(x: np.ndarray, name: str) -> np.ndarray:
+        return norm(x, params[name], statistics[name])
+
+    def pool(x: np.ndarray) -> np.ndarray:
+        whole = windows(x, 3, 2, -np.inf, lambda values: values.max((1, 2)))
+        return whole[:, : (x.shape[1] - 1) // 2, : (x.shape[2] - 1) // 2]
+
+    # Two pixels of border where `conv` has five: the result begins three pixels later.
+    w = params["stem"]["kernel"]
+    x = conv(images, w)[:, 3 : height - 3 : 4, 3 : width - 3 : 4]
+    x = pool(np.maximum(normed(x, "stem_norm"), 0))
+    x = np.clip(normed(x, "norm1"), -1, 1)
+    for i in (2, 3, 4, 5):
+        x = binary_conv(x, params[f"conv{i}"])
+        x = np.clip(normed(pool(x) if i in (2, 5) else x, f"norm{i}"), -1, 1)
+    x = x.reshape(2, -1)
+    for i in (6, 7):
+        latent = params[f"dense{i}"]["latent_kernel"]
+        x = normed(signs(x) @ (signs(latent) * np.abs(latent).mean()), f"norm{i}")
+        x = np.clip(x, -1, 1) if i == 6 else np.maximum(x, 0)
+    logits = x @ params["classifier"]["kernel"] + params["classifier"]["bias"]
     np.testing.assert_allclose(
         jax.jit(model.apply)(variables, images), logits, rtol=1e-3, atol=1e-3
     )

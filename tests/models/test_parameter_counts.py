@@ -14,7 +14,7 @@ from fda_jax.models.summary import GROUPS, group_labels, parameter_group
 KEY = jax.random.key(0)
 # (height, width, channels) and classes: CIFAR-10, 8x8 digits, and ImageNet.
 CIFAR, DIGITS, IMAGENET = ((32, 32, 3), 10), ((8, 8, 1), 10), ((224, 224, 3), 1000)
-# Binary 3x3 convolutions as (channels in, channels out).
+# Binary layers as (channels in, channels out); convolutions of 3x3 pixels where `TAPS` has no more.
 RESNET20 = (
     [(16, 16)] * 6 + [(16, 32)] + [(32, 32)] * 5 + [(32, 64)] + [(64, 64)] * 5,
     CIFAR,
@@ -32,6 +32,12 @@ RESNET18 = (
 )
 RESNET_DIGITS = ([(32, 32)] * 2 + [(32, 64), (64, 64)], DIGITS)
 VGG_SMALL = ([(128, 128), (128, 256), (256, 256), (256, 512), (512, 512)], CIFAR)
+ALEXNET = (
+    [(96, 256), (256, 384), (384, 384), (384, 256), (256 * 6 * 6, 4096), (4096, 4096)],
+    IMAGENET,
+)
+TAPS = {"alexnet": [25, 9, 9, 9, 1, 1]}
+STEM_TAPS = {"resnet18": 49, "alexnet": 121}
 LAYERS = {
     "resnet8": RESNET8,
     "resnet20": RESNET20,
@@ -39,6 +45,7 @@ LAYERS = {
     "resnet18": RESNET18,
     "resnet_digits": RESNET_DIGITS,
     "vgg_small": VGG_SMALL,
+    "alexnet": ALEXNET,
 }
 # Weights of the binary convolutions; the rest; parameters of FDA's noise modules.
 TABLE = {
@@ -48,6 +55,7 @@ TABLE = {
     "resnet18": (10_985_472, 704_056, 2_907_392),
     "resnet_digits": (73_728, 1_390, 18_944),
     "vgg_small": (4_571_136, 88_970, 1_091_584),
+    "alexnet": (58_236_928, 4_151_176, 7_458_432),
 }
 
 
@@ -60,14 +68,18 @@ def shapes(name: str, method: str):
 
 def by_arithmetic(name: str) -> tuple[int, int, int]:
     convs, (image, classes) = LAYERS[name]
-    binary = sum(9 * c_in * c_out for c_in, c_out in convs)
+    taps = TAPS.get(name, [9] * len(convs))
+    binary = sum(k * c_in * c_out for k, (c_in, c_out) in zip(taps, convs, strict=True))
     first, last = convs[0][0], convs[-1][1]
-    stem = 49 if name == "resnet18" else 9
+    stem = STEM_TAPS.get(name, 9)
     # The stem has no bias; a batch normalisation has a scale and a bias for each channel.
     real = stem * image[2] * first + 2 * first + sum(2 * c_out for _, c_out in convs)
     if name == "vgg_small":
         # The image is halved three times and then flattened.
         real += last * (image[0] // 8) * (image[1] // 8) * classes + classes
+    elif name == "alexnet":
+        # There is a second normalisation behind the stem.
+        real += 2 * first + last * classes + classes
     else:
         # One PReLU slope a convolution; the classifier sees the mean over pixels.
         real += len(convs) + last * classes + classes
@@ -78,7 +90,8 @@ def by_arithmetic(name: str) -> tuple[int, int, int]:
     def noise(d: int) -> int:
         return 2 * d * (d // 64 if d >= 64 else d // 4)
 
-    return binary, real, sum(noise(9 * c_in) + noise(c_in) for c_in, _ in convs)
+    pairs = zip(taps, convs, strict=True)
+    return binary, real, sum(noise(k * c_in) + noise(c_in) for k, (c_in, _) in pairs)
 
 
 def test_every_network_is_in_the_table() -> None:
@@ -107,6 +120,14 @@ def test_resnet18_has_as_many_weights_as_the_real_one_and_a_slope_a_convolution(
     # torchvision's documentation gives its resnet18 11,689,512 parameters.
     count = count_parameters(shapes("resnet18", "ste"))
     assert count.binary + count.real == 11_689_512 + 16
+
+
+def test_alexnet_has_as_many_weights_as_another_librarys() -> None:
+    # Larq Zoo's documentation gives its XNORNet 62,396,768 parameters: three for each channel that
+    # is normalised (mean, variance, bias), where ours trains two, and no bias in the last layer.
+    count = count_parameters(shapes("alexnet", "ste"))
+    channels = 96 + 96 + 256 + 384 + 384 + 256 + 4096 + 4096
+    assert count.binary + count.real == 62_396_768 - channels + 1000
 
 
 @pytest.mark.parametrize("method", METHODS)

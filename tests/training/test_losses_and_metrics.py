@@ -1,5 +1,8 @@
 """The loss and the metrics against NumPy."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,6 +41,28 @@ def test_merging_two_batches_equals_the_metrics_of_both():
     )
     assert parts.means() == pytest.approx(whole.means())
     assert whole.means()["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_top5_counts_the_labels_that_a_stable_sort_puts_among_the_first_five():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(0, 12, (400, 30)).astype(np.float32)  # many are equal
+    labels = rng.integers(0, 30, 400)
+    first = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
+    wanted = np.sum(np.any(first == labels[:, None], axis=-1))
+    losses, labels = np.zeros(400, np.float32), np.append(labels, -1)
+    of_batch = jax.jit(functools.partial(Metrics.of_batch, top5=True))
+    found = of_batch(np.append(losses, 0), np.append(logits, logits[:1], axis=0), labels)
+    assert int(found.correct_top5) == wanted > int(found.correct) > 0
+    assert found.means()["top5_accuracy"] == pytest.approx(wanted / 400)
+    assert Metrics.zero(top5=True).merge(found).means() == found.means()
+
+
+def test_a_network_that_answers_nothing_has_no_top5_answer_to_speak_of():
+    labels = np.arange(100)
+    for value, wanted in ((0.0, 5), (np.nan, 0)):
+        logits = np.full((100, 100), value, np.float32)
+        found = Metrics.of_batch(np.zeros(100, np.float32), logits, labels, top5=True)
+        assert int(found.correct_top5) == wanted
 
 
 def test_the_metrics_of_nothing_are_nan():
