@@ -1,7 +1,7 @@
 """ResNet-8 on a tenth of CIFAR-10: half a minute on a CPU core, to see whether a method learns.
 
 The plain form of ResNet-20 with one pair of convolutions a stage; 5,000 evenly spaced training
-images, five epochs of batch 64 (390 steps), tested once on all 10,000 test images; all else is the
+images, five epochs of batch 64 (391 steps), tested once on all 10,000 test images; all else is the
 recipe of FDA-BNN's section 3.1. Nothing of it is in the paper. Needs the official files in
 data/cifar-10-batches-py. Results measured with it: results/README.md.
 

@@ -136,7 +136,7 @@ KNOBS = {
     "proxquant": {
         "scale": "layer",  # the unit of the quantizer, as proxconnect's
         "activations": "binary",  # or "real", the paper's
-        "strength": 2e-4,  # lambda at the end, from 0; the authors' 0.01 x 1e-4 x 200 epochs
+        "strength": 3e-4,  # lambda = progress x strength; the authors' 0.01 x 1e-4 x 300 epochs
         "hard_from": 0.667,  # the authors' epoch 200 of 300
         "window": 1.0,  # of the activations' slope
     },

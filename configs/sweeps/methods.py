@@ -3,7 +3,7 @@
 One row for each name in configs/methods.py, with its default knobs, on ResNet-8 and a tenth of
 CIFAR-10 (configs/cifar10_resnet8.py).
 
-Budget: 32 runs of 390 steps a seed. That is tiny: it shows that every row learns, not which one is
+Budget: 32 runs of 391 steps a seed. That is tiny: it shows that every row learns, not which one is
 best.
 
     python train.py --sweep=configs/sweeps/methods.py --workdir=runs/methods --seeds=3

@@ -25,7 +25,7 @@ def scaled(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ValueError: the budget does not lie in (0, 1], or epochs is no whole number.
     """
-    train, optimizer = config["train"], dict(config["optimizer"])
+    train = config["train"]
     epochs, share = train["epochs"], train["budget"]
     require(
         isinstance(share, int | float) and 0 < share <= 1,
@@ -39,13 +39,19 @@ def scaled(config: Mapping[str, Any]) -> dict[str, Any]:
         isinstance(epochs, int) and epochs >= 1, "train.epochs", epochs, "must be a whole number"
     )
     left = epochs_of(train)
-    factor = left / epochs
-    optimizer["warmup_epochs"] = factor * optimizer["warmup_epochs"]
-    optimizer["boundary_epochs"] = tuple(factor * at for at in optimizer["boundary_epochs"])
     return {
         **config,
         "train": {**train, "epochs": left, "budget": WHOLE},
-        "optimizer": optimizer,
+        "optimizer": shortened(config["optimizer"], left / epochs),
+    }
+
+
+def shortened(optimizer: Mapping[str, Any], factor: float) -> dict[str, Any]:
+    """The group optimizer with the lengths that it counts in epochs multiplied by a factor."""
+    return {
+        **optimizer,
+        "warmup_epochs": factor * optimizer["warmup_epochs"],
+        "boundary_epochs": tuple(factor * at for at in optimizer["boundary_epochs"]),
     }
 
 

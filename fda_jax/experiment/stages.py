@@ -21,7 +21,9 @@ def split(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     A stage trains for its share of the run's epochs, rounded, at least one; the last stage takes
     the rest. A staged run so costs as many epochs as any other of the same configuration. Its
-    stages share what the run's budget leaves, and have a budget of 1 themselves.
+    stages share what the run's budget leaves, and have a budget of 1 themselves. Each goes through
+    the run's schedule in its own epochs: what the run's optimizer counts in epochs (warm-up,
+    boundaries) shrinks to the stage's share. What a stage sets itself is of its own epochs.
 
     Args:
       config: nested mapping with the groups of configs/base.py.
@@ -40,8 +42,9 @@ def split(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     parts = []
     for i in range(len(names)):
         overrides = {key: value for key, value in stages[names[i]].items() if key != "epochs_share"}
-        part = _override({group: config[group] for group in GROUPS}, overrides, names[i])
-        part = budget.scaled(part)
+        groups = {group: config[group] for group in GROUPS}
+        groups["optimizer"] = budget.shortened(config["optimizer"], lengths[i] / sum(lengths))
+        part = budget.scaled(_override(groups, overrides, names[i]))
         start = names[i - 1] if i else _from_inside(config["train"]["init_from"])
         part["train"] = {**part["train"], "epochs": lengths[i], "init_from": start}
         parts.append({"seed": config["seed"], **part, "stages": {}})

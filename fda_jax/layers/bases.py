@@ -57,8 +57,8 @@ class WeightBases(nn.Module):
 class ActivationBases(nn.Module):
     """Activations as the sum of N signs, each with a trained threshold and factor.
 
-    Forward: sum_n beta_n A_n, A_n = 2 I[clip(a + v_n, 0, 1) >= 1/2] - 1, that is
-      sign(a + v_n - 1/2)
+    Forward: sum_n beta_n A_n, A_n = 2 I[clip(a + v_n, 0, 1) > 1/2] - 1, that is
+      sign(a + v_n - 1/2); the paper has >=, and no word about the sign of 0
     Backward: beta_n times the incoming gradient where 0 <= a + v_n <= 1, 0 elsewhere; v_n learns
       from the same
     Source: Lin, Zhao & Pan 2017 (arXiv 1711.11294), whose slope of A_n by the clipped value is

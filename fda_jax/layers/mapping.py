@@ -107,6 +107,7 @@ class MappedWeights(nn.Module):
         return binary * jax.lax.stop_gradient(weight_scale(w, self.scale))
 
     def _penalty(self, filters: jax.Array, mapped: jax.Array) -> jax.Array:
-        t = mapped / jnp.mean(jnp.abs(filters), axis=-1, keepdims=True)
+        scale = jnp.mean(jnp.abs(filters), axis=-1, keepdims=True)
+        t = mapped / jnp.where(scale == 0, 1.0, scale)
         losses = unbiased_loss(t, ops.sign(filters), self.flip_rate, self.flip_rate)
         return self.supervision * jnp.mean(losses)

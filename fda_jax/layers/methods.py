@@ -370,7 +370,7 @@ def binaryconnect(
     The paper has no scale, and its activations are real.
     """
     return Method(
-        weight=Quantizer(ops.Identity(), scale),
+        weight=Quantizer(_at_scale(ops.Identity(), scale)),
         activation=_activations(activations, ops.ClippedSTE(window)),
         latent_rule=ops.ClipLatents(),
     )
@@ -415,7 +415,7 @@ def proxquant(
     *,
     scale: str = "layer",
     activations: str = "binary",
-    strength: float = 2e-4,
+    strength: float = 3e-4,
     hard_from: float = 0.667,
     window: float = 1.0,
 ) -> Method:

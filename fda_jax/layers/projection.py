@@ -51,7 +51,7 @@ class ProjectedWeights(nn.Module):
         fixed = jax.lax.stop_gradient(scale * signs)
         if train:
             sow_penalty(self, lambda x, _: self._penalty(fixed - x), projected, progress)
-        inside = jnp.clip(projected, -1.0, 1.0)
+        inside = jnp.where(jnp.abs(projected) > 1.0, 0.0, projected)
         # Exactly 0 forward, the slope backward.
         return fixed + (inside - jax.lax.stop_gradient(inside))
 

@@ -180,8 +180,8 @@ class Synthesized:
 class Scaled:
     """A rule for weights whose two values are +-s instead of +-1, s the mean of |x|.
 
-    Forward: s rule.forward(x / s, progress)
-    Slope:   rule.slope(x / s, progress), s held fixed
+    Forward: s rule.forward(x / s, progress), 0 where all x are
+    Slope:   rule.slope(x / s, progress), s held fixed; s counts as 1 where all x are 0
     Source:  the papers of this family quantize to +-1 and let batch normalisation do the rest;
       s is nearest to x in least squares (XNOR-Net, arXiv 1603.05279 Eq. 6), and a map from the
       identity to +-s changes the weights least.
@@ -203,17 +203,15 @@ class Scaled:
     def forward(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         """See `Rule.forward`."""
         scale = self._scale(x)
-        return scale * self.rule.forward(x / scale, progress)
+        return scale * self.rule.forward(x / _nonzero(scale), progress)
 
     def slope(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         """See `Rule.slope`."""
-        return self.rule.slope(x / self._scale(x), progress)
+        return self.rule.slope(x / _nonzero(self._scale(x)), progress)
 
     def _scale(self, x: jax.Array) -> jax.Array:
         axes = None if self.per == "layer" else tuple(range(x.ndim - 1))
-        mean = jnp.mean(jnp.abs(x), axis=axes)
-        # Weights that are all 0 have no unit of their own.
-        return jnp.where(mean > 0, mean, jnp.ones_like(mean))
+        return jnp.mean(jnp.abs(x), axis=axes)
 
 
 def check_pair(
@@ -390,8 +388,9 @@ def _reverse_proxconnect() -> ProxConnect:
 
 
 def _proxquant() -> ProxConnect:
-    # lambda at its end: learning rate 0.01 x regularisation 1e-4 x epoch 200 of the authors' code.
-    rule = ProximalQuantizer(rho_end=2e-4, varrho_end=2e-4, hard_from=FREEZE)
+    # lambda is learning rate 0.01 x regularisation 1e-4 x epoch in the authors' code, which would
+    # end at epoch 300 and turns to signs at 200.
+    rule = ProximalQuantizer(rho_end=3e-4, varrho_end=3e-4, hard_from=FREEZE)
     return ProxConnect(rule, step_from="quantized")
 
 
@@ -407,6 +406,11 @@ PROXIMAL_METHODS: Mapping[str, Callable[[], ProxConnect]] = MappingProxyType(
         "bnn_plus_plus": lambda: ProxConnect(Synthesized(SignSwish(1.0))),
     }
 )
+
+
+def _nonzero(scale: jax.Array) -> jax.Array:
+    """A unit to divide by: weights that are all 0 have none of their own."""
+    return jnp.where(scale == 0, jnp.ones_like(scale), scale)
 
 
 def _linear(start: float, end: float, progress: jax.Array | float) -> jax.Array | float:

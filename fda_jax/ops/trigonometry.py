@@ -80,7 +80,7 @@ def sine_of_quarter_turn(turns: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def sine(theta: jax.Array) -> jax.Array:
-    """sin(theta) within 2e-7 for |theta| up to a few hundred radians.
+    """sin(theta) within 2e-7 for |theta| up to a few hundred radians, and never beyond +-1.
 
     Args:
       theta: float array of any shape, radians; 16-bit types are computed in float32.
@@ -90,7 +90,8 @@ def sine(theta: jax.Array) -> jax.Array:
     """
     wide = theta.astype(jnp.promote_types(theta.dtype, jnp.float32))
     odd, delta = reduce_angle(wide)
-    value = sine_near_zero(delta)
+    # Of angles so large that delta has no digit left the value is any, but a sine's.
+    value = sine_near_zero(jnp.clip(delta, -np.pi / 2, np.pi / 2))
     return jnp.where(odd, -value, value).astype(theta.dtype)
 
 

@@ -51,8 +51,8 @@ class Diagnosis:
       outside_window: share of activations at which the slope of the layer's quantizer is exactly 0,
         so that nothing comes back through its sign. Normalisation in front of the estimator and
         the noise module beside it are no part of the slope.
-      dead_channels: share of a layer's input channels whose activation has one sign (above 0, or
-        not) in all images and positions of the batch.
+      dead_channels: share of a layer's input channels whose quantized activation has one value in
+        all images and positions of the batch.
 
     The last five have an entry for each layer that has that operand.
     """
@@ -311,15 +311,13 @@ def _observe(
     # The quantizers are elementwise now, so this is the slope of each of them.
     binary, pull_back = jax.vjp(quantize, a)
     (slope,) = pull_back(jnp.ones_like(binary))
-    positive = binary > 0
-    channels = tuple(range(a.ndim - 1))
-    all_positive, some_positive = jnp.all(positive, channels), jnp.any(positive, channels)
-    alive = _mean(some_positive.astype(jnp.float32), axis_name) * _mean(
-        1.0 - all_positive.astype(jnp.float32), axis_name
-    )
+    positions = tuple(range(a.ndim - 1))
+    low, high = jnp.min(binary, positions), jnp.max(binary, positions)
+    if axis_name is not None:
+        low, high = jax.lax.pmin(low, axis_name), jax.lax.pmax(high, axis_name)
     return {
         "outside_window": _mean(jnp.mean(slope == 0), axis_name),
-        "dead_channels": jnp.mean(alive == 0),
+        "dead_channels": jnp.mean(low == high),
     }
 
 

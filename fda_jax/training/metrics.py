@@ -46,12 +46,12 @@ class Metrics:
           top5: count `correct_top5`, too.
         """
         real = labels >= 0
-        right = real & (jnp.argmax(logits, axis=-1) == labels)
+        before = _before_the_label(logits, labels)
         return cls(
             jnp.sum(jnp.where(real, losses, 0.0)),
-            jnp.sum(right, dtype=jnp.int32),
+            jnp.sum(real & (before == 0), dtype=jnp.int32),
             jnp.sum(real, dtype=jnp.int32),
-            jnp.sum(real & _is_top5(logits, labels), dtype=jnp.int32) if top5 else None,
+            jnp.sum(real & (before < 5), dtype=jnp.int32) if top5 else None,
         )
 
     def merge(self, other: "Metrics") -> "Metrics":
@@ -66,10 +66,10 @@ class Metrics:
         return {name: float(total) / count for name, total in sums.items() if total is not None}
 
 
-def _is_top5(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Whether fewer than five logits come before the label's: larger ones, NaN, and equal ones of
-    classes before it, as argmax has them."""
+def _before_the_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many classes are likelier than the label's: those of larger logits, and of equal ones
+    before it, as argmax has them. NaN is no answer: one is before any label, and none before it."""
     label = jnp.maximum(labels, 0)[:, None]
     own = jnp.take_along_axis(logits, label, axis=-1)
-    is_before = jnp.arange(logits.shape[-1]) < label
-    return jnp.sum(~(logits <= own) | ((logits == own) & is_before), axis=-1) < 5
+    is_earlier = jnp.arange(logits.shape[-1]) < label
+    return jnp.sum(~(logits <= own) | ((logits == own) & is_earlier), axis=-1)

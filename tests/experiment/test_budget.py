@@ -53,6 +53,23 @@ def test_stages_share_what_the_budget_leaves():
         stages.split(own)
 
 
+def test_each_stage_goes_through_the_runs_schedule_in_its_own_epochs():
+    recipe = {
+        "train.epochs": 20,
+        "optimizer.schedule": "step",
+        "optimizer.warmup_epochs": 2.0,
+        "optimizer.boundary_epochs": (10, 15),
+    }
+    parts = {"stage1": {"epochs_share": 0.75}, "stage2": {"optimizer": {"warmup_epochs": 1.0}}}
+    one, two = stages.split({**small_config(**recipe), "stages": parts})
+    assert [part["train"]["epochs"] for part in (one, two)] == [15, 5]
+    assert one["optimizer"]["boundary_epochs"] == pytest.approx((7.5, 11.25))
+    assert two["optimizer"]["boundary_epochs"] == pytest.approx((2.5, 3.75))
+    # What a stage sets itself is of its own epochs.
+    assert one["optimizer"]["warmup_epochs"] == pytest.approx(1.5)
+    assert two["optimizer"]["warmup_epochs"] == 1.0
+
+
 def test_the_mark_of_a_whole_run_is_empty():
     assert budget.mark({"epochs": 400, "budget": 1.0}) == ""
     assert budget.mark({"epochs": 400, "budget": 0.02}) == "budget 0.02: 8 of 400 epochs"

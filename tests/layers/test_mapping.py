@@ -81,6 +81,13 @@ def test_the_noisy_signs_teach_the_mapping_and_not_the_latent_weights() -> None:
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
+def test_a_filter_of_zeros_learns_no_numbers_that_are_none() -> None:
+    w = np.where(np.arange(3) == 1, 0, W)
+    value, gradients = jax.value_and_grad(lambda *x: apply(*x)[1], argnums=(0, 1, 2))(w, W1, W2)
+    assert np.isfinite(value)
+    assert all(np.all(np.isfinite(g)) for g in gradients)
+
+
 def test_the_mapping_starts_as_the_signs_of_the_stage_before() -> None:
     a, shape = np.ones((1, 3, 3, 16), np.float32), (3, 3, 16, 32)
     w = np.random.default_rng(4).normal(size=shape).astype(np.float32)

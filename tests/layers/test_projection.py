@@ -51,6 +51,12 @@ def test_the_gradient_passes_where_the_product_with_the_matrix_is_within_one() -
     check(ours, lambda product: np.sum(G * np.clip(product, -1, 1)))
 
 
+def test_the_gradient_passes_at_one_itself() -> None:
+    w = np.array([1, -1, 0.5, 1.5], np.float32).reshape(1, 1, 1, 4)
+    ours = jax.grad(lambda w: jnp.sum(apply(w, jnp.ones((1, 1)))[0]))(w)
+    np.testing.assert_array_equal(np.ravel(ours), [1, 1, 1, 0])
+
+
 def test_the_projection_loss_is_its_formula_with_the_projection_held_fixed() -> None:
     value, ours = jax.value_and_grad(lambda *operands: apply(*operands)[1], argnums=(0, 1))(
         W, MATRIX

@@ -51,6 +51,15 @@ def test_the_signs_have_the_derivative_of_the_soft_function_by_everything_it_lea
         np.testing.assert_allclose(of_params[name], expected, rtol=1e-3, atol=1e-3)
 
 
+def test_the_slope_at_the_ends_of_the_range_is_that_inside() -> None:
+    x = np.array([-1, 1, np.nextafter(np.float32(1), np.float32(2))], np.float32)
+    rule, learned = ops.DSQ(alpha=0.2, window=1.0), LearnedDSQ()
+    params = learned.init(jax.random.key(0), x, train=True, progress=0.0)
+    ours = jax.grad(lambda x: jnp.sum(learned.apply(params, x, train=True, progress=0.0)))(x)
+    np.testing.assert_allclose(ours, rule.slope(x, jnp.float32(0)), rtol=1e-5)
+    assert ours[0] == ours[1] > 0 == ours[2]
+
+
 def test_the_soft_function_is_a_sign_at_the_ends_of_its_range_whatever_it_learned() -> None:
     for alpha_logit in (-3.0, 0.0, 3.0):
         ends = phi(np.array([-5.0, 5.0]), alpha_logit, 0.3, -0.5)

@@ -135,7 +135,12 @@ def test_a_scaled_rule_is_the_rule_in_units_of_the_mean_magnitude(per: str) -> N
     scaled = compiled(Scaled(BNN_PLUS_PLUS, per))
     np.testing.assert_allclose(scaled(W, 0.4)[0], scale * forward, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(scaled(W, 0.4)[1], slope, rtol=1e-4, atol=1e-6)
-    assert np.all(np.isfinite(scaled(np.zeros_like(W), 0.4)[0]))
+    # Weights that are all 0 stay so, beside others as well.
+    some = np.where(np.arange(5) == 2, 0, W) if per == "filter" else np.zeros_like(W)
+    for rule in (Scaled(BNN_PLUS_PLUS, per), Scaled(Identity(), per)):
+        out, slope = compiled(rule)(some, 0.4)
+        np.testing.assert_array_equal(out == 0, some == 0)
+        assert np.all(np.isfinite(slope))
 
 
 # --- the criterion --------------------------------------------------------------------------
@@ -290,7 +295,7 @@ def reverse_proxconnect(u: np.ndarray, t: int) -> np.ndarray:
 
 def proxquant(u: np.ndarray, t: int) -> np.ndarray:
     """Algorithm 1, its map applied to the last step before the next one is taken."""
-    strength = 2e-4 * t / STEPS
+    strength = 0.01 * 1e-4 * 300 * t / STEPS  # learning rate, regularisation, epochs
     distance = u - np.sign(u)
     theta = np.sign(u) + np.sign(distance) * np.maximum(np.abs(distance) - strength, 0)
     theta = signs(u) if t / STEPS >= 0.667 else theta

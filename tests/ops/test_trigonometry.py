@@ -78,6 +78,12 @@ def test_sixteen_bit_angles_are_computed_in_float32_and_keep_their_type(dtype: j
     assert jax.eval_shape(jax.grad(lambda t: sine(t).sum()), angle).dtype == dtype
 
 
+def test_a_sine_is_never_beyond_one() -> None:
+    theta = np.float32(10.0) ** np.arange(0, 38, 0.25, dtype=np.float32)
+    assert np.all(np.abs(sine(theta)) <= 1 + 2e-7)
+    assert np.all(np.abs(jax.vmap(jax.grad(sine))(theta)) <= 1 + 2e-7)
+
+
 def test_what_is_not_a_number_has_no_sine() -> None:
     assert np.all(np.isnan(sine(jnp.array([np.nan, np.inf, -np.inf]))))
 

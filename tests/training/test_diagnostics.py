@@ -278,6 +278,16 @@ def shapes(model, method):
     return jax.eval_shape(both, jax.random.key(0), images, integers, integers[None])
 
 
+def test_a_dead_channel_has_one_value_whatever_the_signs_of_the_levels(examples):
+    method = layers.make_method("adabin")
+    state = start(method, optax.sgd(RATE))
+    # Both values, 0.5 +- 0.4, are above 0.
+    learned = {"alpha": jnp.float32(0.4), "beta": jnp.float32(0.5)}
+    params = {"dense": {**state.params["dense"], "activation": learned}}
+    found, _ = look(state.replace(params=params), examples, method)
+    assert found["dead_channels"] == {"dense": pytest.approx(2 / 18)}
+
+
 @pytest.mark.parametrize("name", layers.METHODS)
 def test_every_method_has_the_diagnostics_of_the_operands_that_it_makes_binary(name):
     method = layers.make_method(name)

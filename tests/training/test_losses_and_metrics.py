@@ -57,12 +57,20 @@ def test_top5_counts_the_labels_that_a_stable_sort_puts_among_the_first_five():
     assert Metrics.zero(top5=True).merge(found).means() == found.means()
 
 
-def test_a_network_that_answers_nothing_has_no_top5_answer_to_speak_of():
+def test_a_network_that_answers_nothing_has_no_right_answer_to_speak_of():
     labels = np.arange(100)
-    for value, wanted in ((0.0, 5), (np.nan, 0)):
+    for value, wanted in ((0.0, (1, 5)), (np.nan, (0, 0))):
         logits = np.full((100, 100), value, np.float32)
         found = Metrics.of_batch(np.zeros(100, np.float32), logits, labels, top5=True)
-        assert int(found.correct_top5) == wanted
+        assert (int(found.correct), int(found.correct_top5)) == wanted
+
+
+def test_a_right_answer_is_the_one_that_argmax_gives():
+    rng = np.random.default_rng(1)
+    logits = rng.integers(0, 4, (200, 7)).astype(np.float32)
+    labels = rng.integers(0, 7, 200)
+    found = Metrics.of_batch(np.zeros(200, np.float32), logits, labels)
+    assert int(found.correct) == np.sum(np.argmax(logits, axis=-1) == labels)
 
 
 def test_the_metrics_of_nothing_are_nan():
