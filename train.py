@@ -49,6 +49,9 @@ TOGETHER = flags.DEFINE_enum(
     "With --sweep: train the seeds of a run as one program. 'auto' does so on one GPU or TPU, "
     "where it is faster, for the runs that allow it.",
 )
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "With --mode=eval: where the data lie now, if not where the run found them."
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or 'auto' on a cluster that JAX knows (SLURM)."
 )
@@ -65,6 +68,11 @@ def main(argv: list[str]) -> int:
         raise app.UsageError("--sweep names its configurations itself, and trains: leave the rest")
     if BUDGET.value is not None and SWEEP.value is None:
         raise app.UsageError("--budget is of a --sweep: of a run it is --config.train.budget")
+    for flag in (SEEDS, OVERRIDE, SHARD, ONLY, SIDE_BY_SIDE, TOGETHER):
+        if flag.present and SWEEP.value is None:
+            raise app.UsageError(f"--{flag.name} is of a --sweep: give one, or leave it out")
+    if DATA_DIR.present and MODE.value != "eval":
+        raise app.UsageError("--data_dir is of --mode=eval: in training it is --config.data.dir")
     if config is None and SWEEP.value is None and MODE.value == "train":
         raise app.UsageError("--config is missing: e.g. --config=configs/digits_resnet.py")
     for chatty in ("jax", "absl"):  # every backend that is not there, every file that is saved
@@ -100,7 +108,7 @@ def main(argv: list[str]) -> int:
             return 1 if failures else 0
         heap.reuse_pages()
         if MODE.value == "eval":
-            experiment.evaluate(config, WORKDIR.value)
+            experiment.evaluate(config, WORKDIR.value, data_dir=DATA_DIR.value)
         elif config is not None:
             experiment.train(config, WORKDIR.value)
     except experiment.USER_ERRORS as error:
@@ -110,15 +118,26 @@ def main(argv: list[str]) -> int:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the flags; an override of a key that the configuration lacks ends the program."""
+    """Parse the flags; what the configuration cannot be or lacks ends the program."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        words, kind = str(error).strip(), "ValueError: "
+        last = words.splitlines()[-1].strip()
+        if "parsing config file" in words and last.startswith(kind):
+            words = last.removeprefix(kind)  # the file's own, e.g. of a method that there is not
+        print(f"error: {words}\n(--help lists the flags)", file=sys.stderr)
+        sys.exit(1)
     except (AttributeError, KeyError) as error:
+        if "get_config" in str(error):
+            words = "error: --config names a file without get_config(): a sweep's is --sweep=FILE"
+            print(words, file=sys.stderr)
+            sys.exit(1)
         # The library names the key, and on a second line the nearest one if there is any.
         name, _, hint = str(error).replace("\\n", "\n").replace("\\", "").partition("\n")
         quotes = "\"'"
         name = name.strip(quotes)
-        words = [word for word in argv if f".{name}" in word.partition("=")[0]]
+        words = [word for word in argv if name in word.partition("=")[0].split(".")[1:]]
         if not words:  # a fault of the configuration file itself
             raise
         print(

@@ -44,20 +44,27 @@ def decode_rgb(path: str) -> Any:
         path: of the image.
 
     Returns:
-        Pillow image in mode RGB; grey and palette images are converted, transparency is dropped.
+        Pillow image in mode RGB; grey and palette images are converted, of 16-bit grey the upper 8
+        bits are kept, transparency is dropped.
 
     Raises:
-        DataError: the file cannot be read or decoded; the message holds its path.
+        DataError: the file cannot be read or decoded, or its pixels have no known range (32-bit
+            integers, floats); the message holds its path.
     """
     pillow = require("PIL.Image", extra="folder", purpose="decoding image files")
     try:
         with pillow.open(path) as image:
+            # Pillow's conversion to RGB would cut everything above 255 off.
+            if image.mode.startswith("I;16"):
+                image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            if image.mode in ("I", "F"):
+                raise ValueError(f"pixels of mode {image.mode} have no range; save it with 8 bits")
             return image.convert("RGB")
     # Pillow's decoders raise nearly anything on broken input.
     except Exception as error:
         raise DataError(
-            f"image {path} cannot be decoded ({type(error).__name__}: {error}); replace the file "
-            "or remove it from its class folder."
+            f"image {path} cannot be decoded ({type(error).__name__}: {error}); replace the file, "
+            "or remove it and train from the start in another folder."
         ) from error
 
 
@@ -80,6 +87,11 @@ def load_folder(name: str, path: Path, *, image_size: int, num_threads: int) -> 
     # Asked for here, so that a missing package is told before any compilation starts.
     require("PIL.Image", extra="folder", purpose=f"{name!r}")
     require("grain", extra="folder", purpose=f"{name!r}")
+    if not path.is_dir():
+        raise DataError(
+            f"folder {path} does not exist; images must stand at {path}/train/<class>/<file> and "
+            f"{path}/val/<class>/<file>. A relative path counts from data.dir."
+        )
     train_path, eval_path = path / TRAIN_FOLDER, _eval_path(path)
     classes = _class_names(train_path)
     _check_same_classes(train_path, classes, eval_path, _class_names(eval_path))
@@ -149,11 +161,18 @@ def _image_files(root: Path, classes: tuple[str, ...]) -> ImageFiles:
 
 def _images_in(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        found = sorted(
-            e.path
+        named = [
+            e
             for e in entries
             if e.name.lower().endswith(IMAGE_SUFFIXES) and not e.name.startswith(".")
-        )
+        ]
+        for entry in named:
+            if not entry.is_file():
+                raise DataError(
+                    f"{entry.path} is named like an image, but is a folder or a link that leads "
+                    "nowhere; rename or remove it."
+                )
+        found = sorted(entry.path for entry in named)
     if not found:
         raise DataError(
             f"class folder {folder} holds no image; put files ending in "

@@ -15,6 +15,8 @@ from fda_jax.data.specs import SPECS
 from fda_jax.data.splits import ArraySplit, Dataset, Split
 from fda_jax.data.tfds_reader import load_tfds
 
+MOST_THREADS = 1024
+
 
 def load(
     name: str,
@@ -42,11 +44,10 @@ def load(
         DataError: unknown name, bad arguments, files that are missing, altered or inconsistent,
             or an optional package that is not installed.
     """
-    if image_size < 1 or num_threads < 0:
-        raise DataError(
-            f"image_size is {image_size} and num_threads {num_threads}; they must be at least 1 "
-            "and at least 0."
-        )
+    if image_size < 1:
+        raise DataError(f"data.image_size is {image_size}, but must be at least 1 pixel.")
+    if not 0 <= num_threads <= MOST_THREADS:
+        raise DataError(f"data.num_threads is {num_threads}, but must lie in 0..{MOST_THREADS}.")
     dataset = _load_whole(name, Path(dir).expanduser(), image_size, num_threads)
     return dataset if limit == 0 else replace(dataset, train=_limited(dataset.train, limit))
 
@@ -66,8 +67,9 @@ def _load_whole(name: str, directory: Path, image_size: int, num_threads: int) -
 def _limited(split: Split, limit: int) -> ArraySplit:
     if not isinstance(split, ArraySplit) or not 0 < limit <= len(split):
         raise DataError(
-            f"limit is {limit}, but must lie between 0 (all) and the {len(split)} training "
-            "examples, and only data sets that fit in memory can be limited."
+            f"data.limit is {limit}, but must lie between 0 (all) and the {len(split)} training "
+            "examples, and only data sets that fit in memory can be limited: set "
+            "--config.data.limit=0 for all."
         )
     kept = np.arange(limit) * len(split) // limit
     return ArraySplit(images=split.images[kept], labels=split.labels[kept])

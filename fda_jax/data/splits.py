@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -143,6 +143,15 @@ class Dataset:
     classes: tuple[str, ...]
     train: Split
     test: Split
+
+    def facts(self) -> dict[str, Any]:
+        """What tells these data from others of the name: classes, in order, and numbers of
+        examples; JSON values."""
+        return {
+            "classes": list(self.classes),
+            "training_examples": len(self.train),
+            "test_examples": len(self.test),
+        }
 
 
 def array_split(

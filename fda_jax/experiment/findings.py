@@ -122,7 +122,7 @@ def _read(path: Path) -> Run:
     trains, tests, looks = (
         [row for row in rows if row["split"] == split] for split in ("train", "test", "diagnostics")
     )
-    result, failure = folder.read("result.json"), folder.read("failure.json")
+    result, failure = folder.result(), folder.read("failure.json")
     # A run that was started again and came past the step has left the failure behind.
     if failure and (result or any(row["step"] > failure["step"] for row in trains)):
         failure = None

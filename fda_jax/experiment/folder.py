@@ -1,13 +1,22 @@
 """A run's folder: its configuration, environment, metrics and result, all written atomically."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fda_jax.experiment import lock
+
 # Where the data lie, how fast they are read and who looks on change no result.
 FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnostics.probes")
+
+
+# What result.json has at least.
+RESULT_KEYS = ("last_test_accuracy", "best_test_accuracy")
+# Seconds to wait for another process, for one whose parent was killed ends a little later.
+PATIENCE = 20.0
 
 
 class WorkdirError(RuntimeError):
@@ -26,6 +35,7 @@ class RunFolder:
         self.path = path
         self.checkpoints = path / "checkpoints"
         self._metrics = path / "metrics.jsonl"
+        self._lock = path / ".lock"
         self._is_writer = is_writer
 
     def make(self) -> None:
@@ -49,13 +59,15 @@ class RunFolder:
     def claim(self, config: Mapping[str, Any]) -> None:
         """Make the folder this run's, or refuse it, before anything is computed.
 
+        A run that came to nothing, without a metric or a checkpoint, makes room for another.
+
         Raises:
           WorkdirError: it cannot be written, or it holds a run of another configuration.
         """
         self.make()
         recorded = self.read("config.json")
         if recorded is None:
-            if self.checkpoints.exists() and any(self.checkpoints.iterdir()):
+            if self._has_checkpoints():
                 raise WorkdirError(
                     f"the folder {self.path} has checkpoints but no config.json, so they cannot be "
                     "told from another run's: choose another --workdir"
@@ -63,12 +75,76 @@ class RunFolder:
             self.write("config.json", dict(config))
             return
         different = differences(recorded, json.loads(json.dumps(dict(config))))
-        if different:
+        if different and self._is_vacant():
+            for name in ("environment.json", "dataset.json", "failure.json"):
+                if self._is_writer:
+                    (self.path / name).unlink(missing_ok=True)
+            self.write("config.json", dict(config))
+        elif different:
             raise WorkdirError(
                 f"the folder {self.path} holds a run of another configuration: "
                 f"{'; '.join(different[:5])}. Choose another --workdir, or the old configuration "
                 "to resume that run"
             )
+
+    def claim_data(self, facts: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
+        """Record what the data are, or refuse others than those the run began with.
+
+        Args:
+          facts: of the data set, by name.
+          keys: the names to compare, of a reader that needs no more; None compares all and
+            records them where they are not yet.
+
+        Raises:
+          WorkdirError: the data have changed.
+        """
+        recorded = self.read("dataset.json")
+        if recorded is None:
+            if keys is None:
+                self.write("dataset.json", dict(facts))
+            return
+        for key in facts if keys is None else keys:
+            old, new = recorded.get(key), facts[key]
+            if old != new:
+                if isinstance(old, list) and isinstance(new, list):
+                    old, new = (sorted({*a} - {*b}) or len(a) for a, b in ((old, new), (new, old)))
+                raise WorkdirError(
+                    f"the data are not those that the run in {self.path} began with: {key} were "
+                    f"{old} and are {new}. Restore them, or train in another --workdir"
+                )
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here; a lock ends with its process, however it ends.
+
+        Raises:
+          WorkdirError: another process still trains here after a while.
+        """
+        if not self._is_writer:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(lock.held(self._lock, patience=PATIENCE))
+            except TimeoutError as error:
+                raise WorkdirError(
+                    f"another process trains in {self.path} ({error}): wait for its end or stop "
+                    "it, or choose another --workdir"
+                ) from None
+            yield
+
+    def _has_checkpoints(self) -> bool:
+        return self.checkpoints.exists() and any(self.checkpoints.iterdir())
+
+    def _is_vacant(self) -> bool:
+        """Whether nothing was trained here, nor is by a process that has just begun."""
+        inside = [path.name for path in self.path.iterdir()]
+        stages = [RunFolder(self.path / name) for name in inside if name.startswith("stage")]
+        if self._has_checkpoints() or {"metrics.jsonl", "result.json", "sweep.json"} & {*inside}:
+            return False
+        if any(stage.path.is_dir() and not stage._is_vacant() for stage in stages):
+            return False
+        return not self._is_writer or lock.is_free(self._lock)
 
     def latest_checkpoint(self) -> int | None:
         """Step of the newest checkpoint here, or None before the first."""
@@ -82,10 +158,13 @@ class RunFolder:
         """The JSON file of this name, or None if there is none.
 
         Raises:
-          WorkdirError: the file is not JSON.
+          WorkdirError: the file is not a JSON object.
         """
         try:
-            return json.loads((self.path / name).read_text())
+            value = json.loads((self.path / name).read_bytes())
+            if not isinstance(value, dict):
+                raise ValueError(f"not an object, but {value!r:.40}")
+            return value
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as error:
@@ -93,6 +172,21 @@ class RunFolder:
                 f"{self.path / name} cannot be read ({error}): restore it, or choose another "
                 "--workdir"
             ) from error
+
+    def result(self) -> dict[str, Any] | None:
+        """The content of result.json, or None before the end of the run.
+
+        Raises:
+          WorkdirError: the file is damaged.
+        """
+        result = self.read("result.json")
+        missing = [] if result is None else [key for key in RESULT_KEYS if key not in result]
+        if missing:
+            raise WorkdirError(
+                f"{self.path / 'result.json'} lacks {', '.join(missing)}: remove it and start the "
+                "run's command again, which writes it anew"
+            )
+        return result
 
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file so that it is either the old or the new one, never a part."""
@@ -104,10 +198,16 @@ class RunFolder:
         """Append one line to metrics.jsonl for each row, on disk when this returns."""
         if not self._is_writer:
             return
-        with self._metrics.open("a") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self._metrics.open("a") as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise WorkdirError(
+                f"{self._metrics} could not be written ({error.strerror}); the run's checkpoints "
+                "are untouched: free some space and start the same command again"
+            ) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl; a last line that was cut short is left out."""
@@ -146,10 +246,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     rows = []
-    lines = file.read_text().splitlines()
+    lines = file.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"not an object, but {row!r:.40}")
+            rows.append(row)
         except ValueError as error:
             if number == len(lines):
                 break

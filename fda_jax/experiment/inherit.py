@@ -71,7 +71,7 @@ class Predecessor:
         """The checkpoints, and the step of the last one."""
         folder = RunFolder(self.path, is_writer=False)
         config = folder.read("config.json")
-        if config is None or folder.read("result.json") is None:
+        if config is None or folder.result() is None:
             raise self._refusal("no finished run (no result.json)" if config else "no run")
         checkpoints = stages.folders(self.path, config)[-1] / "checkpoints"
         if not checkpoints.is_dir():

@@ -1,5 +1,6 @@
 """What a person sees of a run: lines on the terminal, and TensorBoard's events."""
 
+import contextlib
 import math
 import sys
 import time
@@ -97,18 +98,23 @@ class TensorBoard:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Write a row of metrics.jsonl: each number becomes the scalar split/name, or of a group
-        of numbers split/group/name."""
+        of numbers split/group/name. Events that cannot be written cost a warning, not the run."""
         if self._writer is None:
             return
-        for name, value in leaves(row, separator="/").items():
-            if isinstance(value, float) and math.isfinite(value):
-                self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
-        self._writer.flush()
+        try:
+            for name, value in leaves(row, separator="/").items():
+                if isinstance(value, float) and math.isfinite(value):
+                    self._writer.add_scalar(f"{row['split']}/{name}", value, row["step"])
+            self._writer.flush()
+        except OSError as error:
+            print(f"warning: TensorBoard's events end here ({error})", file=sys.stderr)
+            self._writer = None
 
     def close(self) -> None:
         """Close the event file."""
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):
+                self._writer.close()
 
 
 def told(means: Mapping[str, float]) -> str:

@@ -111,7 +111,12 @@ class Lane:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[Progress]:
-        """Go to the newest checkpoint or the start, and keep the event file open from there on."""
+        """Go to the newest checkpoint or the start, and keep the event file open from there on.
+
+        Raises:
+          WorkdirError: the data are not those that the run began with.
+        """
+        self.folder.claim_data(self.experiment.dataset.facts())
         progress = self.restore()
         step = int(progress.state.step)
         self.folder.forget_after(step)

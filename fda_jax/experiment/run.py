@@ -54,7 +54,7 @@ def _train_run(
     config: Mapping[str, Any], experiment: Experiment, folder: RunFolder, stop: Stop | None
 ) -> dict[str, Any] | None:
     predecessor = claim(config, experiment, folder)
-    finished = folder.read("result.json")
+    finished = folder.result()
     if finished is not None:
         make_terminal(experiment).line(f"{folder.path} is finished already: {_summary(finished)}")
         return finished
@@ -79,12 +79,19 @@ def claim(
       ConfigError, CheckpointError: the run cannot start from what train.init_from names.
       WorkdirError: the folder cannot be used.
     """
-    predecessor = None
-    if config["train"]["init_from"]:
-        predecessor = Predecessor(config["train"]["init_from"], folder.path)
-        if folder.latest_checkpoint() is None:
-            predecessor.check(experiment)
+    predecessor = _predecessor(config, experiment, folder)
     folder.claim(config)
+    return predecessor
+
+
+def _predecessor(
+    config: Mapping[str, Any], experiment: Experiment, folder: RunFolder
+) -> Predecessor | None:
+    if not config["train"]["init_from"]:
+        return None
+    predecessor = Predecessor(config["train"]["init_from"], folder.path)
+    if folder.latest_checkpoint() is None:
+        predecessor.check(experiment)
     return predecessor
 
 
@@ -92,21 +99,25 @@ def claim(
 def begun(
     config: Mapping[str, Any], folder: RunFolder, *, together: int = 1, name: str = ""
 ) -> Iterator[Checkpoints]:
-    """Record what a run is made with, and open its checkpoints.
+    """Lock a run's folder, record what it is made with, and open its checkpoints.
 
     Args:
       config: of the run.
       folder: the run's.
       together: number of runs that are trained as one program.
       name: of the run on the terminal, see `Terminal`.
+
+    Raises:
+      WorkdirError: another process trains there.
     """
-    _announce(Terminal(0, is_writer=jax.process_index() == 0, name=name), config)
-    before = folder.read("environment.json")
-    # The most of all starts: from then on the run's time is a share of others'.
-    most = max(together, (before or {}).get("together", 1))
-    folder.write("environment.json", {**environment(before), "together": most})
-    with closing(Checkpoints(folder.checkpoints)) as checkpoints:
-        yield checkpoints
+    with folder.locked():
+        _announce(Terminal(0, is_writer=jax.process_index() == 0, name=name), config)
+        before = folder.read("environment.json")
+        # The most of all starts: from then on the run's time is a share of others'.
+        most = max(together, (before or {}).get("together", 1))
+        folder.write("environment.json", {**environment(before), "together": most})
+        with closing(Checkpoints(folder.checkpoints)) as checkpoints:
+            yield checkpoints
 
 
 def finish(config: Mapping[str, Any], lane: Lane) -> dict[str, Any]:
@@ -125,9 +136,10 @@ def _train_stages(
 ) -> dict[str, Any] | None:
     places = stages.folders(folder.path, config)
     experiments = build_stages(parts)
+    _predecessor(parts[0], experiments[0], _folder(places[0]))
     folder.claim(config)
     terminal = make_terminal(experiments[-1])
-    finished = folder.read("result.json")
+    finished = folder.result()
     if finished is not None:
         terminal.line(f"{folder.path} is finished already: {_summary(finished)}")
         return finished
@@ -184,14 +196,17 @@ def build_stages(
     return experiments
 
 
-def evaluate(config: Mapping[str, Any] | None, workdir: str | Path) -> dict[str, dict[str, float]]:
+def evaluate(
+    config: Mapping[str, Any] | None, workdir: str | Path, *, data_dir: str | None = None
+) -> dict[str, dict[str, float]]:
     """Evaluate the last and the best checkpoint of a run with pure 1-bit inference.
 
-    Of a run in stages these are the last stage's.
+    Of a run in stages these are the last stage's. The devices need not be those of the training.
 
     Args:
       config: of the run, or None to take the one in the folder.
       workdir: the run's folder.
+      data_dir: where the data lie now, in place of the configuration's data.dir.
 
     Returns:
       {"last": {"step", "loss", "accuracy"}, "best": {...}}
@@ -212,8 +227,10 @@ def evaluate(config: Mapping[str, Any] | None, workdir: str | Path) -> dict[str,
     settings: Mapping[str, Any] = recorded if config is None else config
     parts = stages.split(settings)
     if parts:
-        return evaluate(parts[-1], stages.folders(folder.path, settings)[-1])
-    experiment = setup.build(settings)
+        place = stages.folders(folder.path, settings)[-1]
+        return evaluate(parts[-1], place, data_dir=data_dir)
+    experiment = setup.build(_here(settings, data_dir))
+    folder.claim_data(experiment.dataset.facts(), ("classes", "test_examples"))
     checkpoints = Checkpoints(folder.checkpoints)
     evaluator = Evaluator(experiment)
     progress = start(experiment)
@@ -229,6 +246,19 @@ def evaluate(config: Mapping[str, Any] | None, workdir: str | Path) -> dict[str,
     if not answers:
         raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
     return answers
+
+
+def _here(settings: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:
+    """A configuration for evaluation on the devices that there are: batches that these divide, and
+    the data where they lie."""
+    count = jax.device_count()
+    here: dict[str, Any] = dict(settings)
+    for group in ("train", "eval"):
+        size = here[group]["batch_size"]
+        here[group] = {**here[group], "batch_size": max(count, size - size % count)}
+    if data_dir is not None:
+        here["data"] = {**here["data"], "dir": data_dir}
+    return here
 
 
 def _announce(terminal: Terminal, config: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import optax
 
 from fda_jax import data, models
 from fda_jax.experiment import budget
+from fda_jax.experiment.folder import leaves
 from fda_jax.layers import Method, lookup, make_method
 from fda_jax.training import devices
 from fda_jax.training.flips import Signs, make_signs
@@ -20,6 +21,7 @@ from fda_jax.training.optimizer import make_optimizer, make_schedule
 from fda_jax.training.plan import Plan, choose, require
 from fda_jax.training.step import Preprocessing
 
+LARGEST = float(jnp.finfo(jnp.float32).max)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 GROUPS = (
     "model",
@@ -119,6 +121,7 @@ def build(
         )
     for group, keys in PLAN_KEYS.items():
         _check_keys(group, config[group], keys)
+    _check_numbers(config)
     method = _make_method(**config["method"]) if method is None else method
     config = budget.scaled(config)
     dataset = load_data(config) if dataset is None else dataset
@@ -149,6 +152,27 @@ def build(
     )
 
 
+def _check_numbers(config: Mapping[str, Any]) -> None:
+    """Refuse numbers that no part of a run can mean anything by."""
+    seed = config["seed"]
+    require(
+        isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**32,
+        "seed",
+        repr(seed),
+        "must be a whole number from 0 to 2**32 - 1",
+    )
+    for group in GROUPS:
+        for key, value in leaves(config[group], f"{group}.").items():
+            numbers = value if isinstance(value, list | tuple) else (value,)
+            for number in numbers:
+                if not isinstance(number, float):
+                    continue
+                require(number == number, key, value, "must be a number")
+                # A knob of a method may be boundless, as the window of a slope.
+                is_open = group == "method" and abs(number) == float("inf")
+                require(is_open or abs(number) <= LARGEST, key, value, "does not fit a float32")
+
+
 def load_data(config: Mapping[str, Any]) -> data.Dataset:
     """Load a configuration's data set.
 
@@ -167,7 +191,7 @@ def load_data(config: Mapping[str, Any]) -> data.Dataset:
 
 def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
     train = config["train"]
-    return Plan(
+    plan = Plan(
         epochs=train["epochs"],
         batch_size=train["batch_size"],
         num_train=len(dataset.train),
@@ -179,9 +203,18 @@ def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
         checkpoint_every_epochs=config["checkpoint"]["every_epochs"],
         diagnose_every_steps=config["diagnostics"]["every_steps"],
     )
+    # A batch larger than the test set would be padding.
+    whole = -(-plan.num_test // plan.num_devices) * plan.num_devices
+    return dataclasses.replace(plan, eval_batch_size=min(plan.eval_batch_size, whole))
 
 
 def _steps_per_call(asked: int) -> int:
+    require(
+        not isinstance(asked, int) or asked >= 0,
+        "train.steps_per_call",
+        asked,
+        "must be at least 1, or 0 for a number that suits the device",
+    )
     # XLA's CPU backend runs convolutions inside a loop many times slower than outside.
     return asked or (1 if jax.default_backend() == "cpu" else 50)
 
@@ -233,12 +266,21 @@ def _make_optimizer(
     clip_norm: float,
     clip_value: float,
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    require(warmup_epochs >= 0, "optimizer.warmup_epochs", warmup_epochs, "must not be negative")
+    require(
+        all(isinstance(at, int | float) for at in boundary_epochs)
+        and (schedule != "step" or all(0 < at < plan.epochs for at in boundary_epochs)),
+        "optimizer.boundary_epochs",
+        tuple(boundary_epochs),
+        f"must lie within the {plan.epochs} epochs of the run",
+    )
+    require(boundary_factor >= 0, "optimizer.boundary_factor", boundary_factor, "must be >= 0")
     rate = make_schedule(
         schedule=schedule,
         learning_rate=learning_rate,
         total_steps=plan.total_steps,
         warmup_steps=plan.steps_of(warmup_epochs),
-        boundaries=tuple(plan.steps_of(epoch) for epoch in boundary_epochs),
+        boundaries=tuple(map(plan.steps_of, boundary_epochs)) if schedule == "step" else (),
         factor=boundary_factor,
     )
     return rate, make_optimizer(
@@ -256,7 +298,10 @@ def _make_optimizer(
 
 
 def _make_preprocessing(*, dataset: data.Dataset, crop_px: int, flip: bool) -> Preprocessing:
-    require(crop_px >= 0, "augment.crop_px", crop_px, "must not be negative")
+    side = min(dataset.image_shape_hwc[:2])
+    require(
+        0 <= crop_px <= side, "augment.crop_px", crop_px, f"must lie in 0..{side}, the image's side"
+    )
     return Preprocessing(tuple(dataset.mean), tuple(dataset.std), crop_px, flip)
 
 

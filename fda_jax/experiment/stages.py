@@ -129,5 +129,5 @@ def _override(
 
 def _from_inside(init_from: str) -> str:
     """A path that counted from beside the run's folder, for a run inside that folder."""
-    is_relative = init_from and not Path(init_from).is_absolute()
+    is_relative = init_from and not Path(init_from).expanduser().is_absolute()
     return f"../{init_from}" if is_relative else init_from

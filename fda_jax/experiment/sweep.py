@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 
 from fda_jax import data
 from fda_jax.experiment import USER_ERRORS, run, side_by_side, stages
@@ -35,7 +36,7 @@ _PARSERS: Mapping[type, Callable[[str], Any]] = {
     bool: lambda text: {"true": True, "false": False}[text.lower()],
     int: int,
     float: float,
-    tuple: literal_eval,
+    tuple: lambda text: _tuple(text),
 }
 _UNSAFE = re.compile(r"[^\w.=+-]")
 
@@ -95,9 +96,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """
     path = Path(path)
     module = _import(path)
-    base, runs = module.get_sweep()
+    base, runs = _asked(module)
     shared = dict(_split(word) for word in overrides)
-    named = dict(runs) if isinstance(runs, Mapping) else _named(runs)
+    named = runs if isinstance(runs, dict) else _named(runs)
     for name in named:
         if _UNSAFE.search(name) or not name.strip("."):
             raise ConfigError(f"{name!r} cannot be a run's name: use letters, digits and _.=+-")
@@ -212,6 +213,34 @@ def _import(path: Path) -> ModuleType:
     return module
 
 
+def _asked(module: ModuleType) -> tuple[str | Callable[[str], Any], Any]:
+    """What get_sweep() returns, its runs as a dictionary or a list of overrides."""
+    asked = module.get_sweep()
+    wanted = "get_sweep() of the sweep file must return (configuration, runs)"
+    if not isinstance(asked, tuple) or len(asked) != 2:
+        raise ConfigError(f"{wanted}, e.g. ('cifar10_resnet20', [{{'method': 'ste'}}]): {asked!r}")
+    base, runs = asked
+    if not runs or not isinstance(runs, Mapping | Sequence):
+        raise ConfigError(f"{wanted}, at least one run: {runs!r}")
+    named = isinstance(runs, Mapping)
+    for name, own in runs.items() if named else enumerate(runs):
+        if not isinstance(own, Mapping) or (named and not isinstance(name, str)):
+            raise ConfigError(
+                f"{wanted}, each run {{dotted key: value}}, by a name or in a list; of {name!r} it "
+                f"is {own!r}"
+            )
+    if named:
+        return base, {name: _plain(own) for name, own in runs.items()}
+    return base, [_plain(own) for own in runs]
+
+
+def _plain(own: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides with NumPy's numbers, of a linspace say, as Python's."""
+    return {
+        key: value.item() if isinstance(value, np.generic) else value for key, value in own.items()
+    }
+
+
 def _constants(module: ModuleType, runs: Mapping[str, Any]) -> dict[str, Any]:
     """The optional constants of a sweep file as fields of a `Sweep`."""
     found = vars(module)
@@ -222,6 +251,9 @@ def _constants(module: ModuleType, runs: Mapping[str, Any]) -> dict[str, Any]:
         baseline = {name: baseline for name in runs if name != baseline}
     _check_names("BASELINE", [*baseline, *baseline.values()], runs)
     _check_names("PAPER", paper, runs)
+    for name, value in paper.items():
+        if not isinstance(value, int | float):
+            raise ConfigError(f"in PAPER of the sweep file {name!r} is {value!r}: use a number")
     _check_names("POINTS", [name for _, _, name in points], runs)
     for values, words in (("PAPER", "SOURCE"), ("POINTS", "AXIS")):
         if bool(found.get(values)) != bool(found.get(words)):
@@ -333,6 +365,12 @@ def _typed(key: str, value: Any, defaults: Mapping[str, Any]) -> Any:
             f"{defaults[key]!r}"
         )
     return value
+
+
+def _tuple(text: str) -> Any:
+    """(4, 8), or words with commas between them as on the command line of a run."""
+    words = re.fullmatch(r"[a-z]\w*(,[a-z]\w*)*", text)
+    return tuple(text.split(",")) if words else literal_eval(text)
 
 
 def _jobs(sweep: Sweep, seeds: int, shard: str, only: Sequence[str]) -> list[tuple[str, int]]:

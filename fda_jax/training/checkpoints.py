@@ -162,7 +162,11 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(description=ocp.args.JsonRestore())
             )
-            return restored["description"]
+            description = dict(restored["description"])
+            missing = {"arrays", "digest", "new_best", "notes"} - description.keys()
+            if missing:
+                raise ValueError(f"its description lacks {', '.join(sorted(missing))}")
+            return description
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
 

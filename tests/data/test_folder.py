@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fda_jax.data import DataError, Dataset, StreamSplit, load, stream_indices
+from fda_jax.data.folder import decode_rgb
 
 pillow = pytest.importorskip("PIL.Image")
 pytest.importorskip("grain")
@@ -205,6 +206,29 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path: Path) -> None:
     split = streamed(load(f"folder:{root}", dir=".", image_size=SIZE, num_threads=2).test)
     ((images, _),) = split.stream([(np.array([2, 3, 4]), np.arange(3))], seed=0, train=False)
     np.testing.assert_array_equal(images, 77)
+
+
+def test_grey_images_of_16_bits_keep_their_upper_8(tmp_path: Path) -> None:
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for name in ("grey.png", "grey.tif"):
+        pillow.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / name)
+        decoded = np.asarray(decode_rgb(str(tmp_path / name)))
+        np.testing.assert_array_equal(decoded, np.repeat(grey[..., None], 3, axis=-1))
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_images_whose_pixels_have_no_range_are_refused(tmp_path: Path, dtype: type) -> None:
+    path = tmp_path / "wide.tif"
+    pillow.fromarray(np.ones((4, 4), dtype)).save(path)
+    with pytest.raises(DataError, match=rf"{path} cannot be decoded.*save it with 8 bits"):
+        decode_rgb(str(path))
+
+
+def test_what_is_only_named_like_an_image_is_refused(tmp_path: Path) -> None:
+    make_tree(tmp_path / "images")
+    (tmp_path / "images" / "train" / "bee" / "x.jpg").mkdir()
+    with pytest.raises(DataError, match=r"x\.jpg is named like an image, but is a folder"):
+        load("folder:images", dir=tmp_path)
 
 
 def test_a_class_on_one_side_only_is_named(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ def test_a_name_like_no_other_is_answered_with_the_list(name: str) -> None:
 
 
 def test_sizes_and_threads_out_of_range_are_named() -> None:
-    with pytest.raises(DataError, match="image_size is 0"):
+    with pytest.raises(DataError, match=r"data\.image_size is 0"):
         load("digits", dir=".", image_size=0)
-    with pytest.raises(DataError, match="num_threads -1"):
+    with pytest.raises(DataError, match=r"data\.num_threads is -1"):
         load("digits", dir=".", num_threads=-1)
 
 

@@ -85,3 +85,16 @@ def test_tensorboard_gets_the_numbers_of_a_group_under_its_name(tmp_path):
     board.write({"split": "diagnostics", "step": 5, "flips": {"block1/conv1": 0.25}})
     board.close()
     assert read_scalars(tmp_path) == {("diagnostics/flips/block1/conv1", 5): 0.25}
+
+
+def test_events_that_cannot_be_written_cost_a_warning(tmp_path, monkeypatch, capsys):
+    board = TensorBoard(tmp_path, step=0)
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board._writer, "flush", full)
+    for step in (5, 10):
+        board.write({"split": "test", "step": step, "loss": 0.5})
+    board.close()
+    assert capsys.readouterr().err.count("warning: TensorBoard's events end here") == 1

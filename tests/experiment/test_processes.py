@@ -101,6 +101,34 @@ def test_a_run_terminated_then_out_of_disk_then_killed_ends_as_if_it_never_was(w
     assert_same_run(workdir, whole[0])
 
 
+def test_a_run_is_evaluated_on_any_number_of_devices_wherever_its_data_lie_now(whole):
+    command = [sys.executable, "train.py", f"--workdir={whole[0]}", "--mode=eval"]
+    done = subprocess.run(
+        [*command, "--data_dir=elsewhere"],  # the digits need none
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "3"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"accuracy {whole[1]['last_test_accuracy']:.2%}" in done.stdout
+
+
+def test_a_second_process_in_the_same_folder_waits_and_is_refused(tmp_path):
+    workdir = tmp_path / "run"
+    first = start(workdir, "--config.train.epochs=2000")
+    read_until(first, "epoch")
+    second = start(workdir, "--config.train.epochs=2000")
+    output = second.communicate(timeout=300)[0]
+    assert second.returncode == 1
+    assert f"another process trains in {workdir} (process {first.pid} on" in output
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=300)
+    keys = [(row["step"], row["split"]) for row in rows(workdir)]
+    assert len(keys) == len(set(keys)) > 0
+
+
 def test_two_processes_train_what_one_trains(whole, tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fda_jax import data, experiment
-from fda_jax.experiment import setup
+from fda_jax.experiment import setup, stages
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from tests.conftest import REPOSITORY, small_config
 
@@ -50,6 +50,26 @@ def nothing_is_compiled(monkeypatch):
         ({"data.name": "cifar10", "data.dir": "no/such"}, ["batches.meta", "no/such", "tar -xzf"]),
         ({"data.name": "folder:no/such"}, ["no/such"]),
         ({"augment.crop_px": -1}, ["augment.crop_px is -1"]),
+        ({"augment.crop_px": 9}, ["augment.crop_px is 9", "0..8"]),
+        ({"seed": -1}, ["seed is -1", "2**32 - 1", "--config.seed"]),
+        ({"seed": 2**32}, ["seed is 4294967296"]),
+        ({"train.steps_per_call": -1}, ["train.steps_per_call is -1", "0 for a number that suits"]),
+        ({"data.limit": 5000}, ["data.limit is 5000", "1442", "--config.data.limit=0"]),
+        ({"data.num_threads": 10**9}, ["data.num_threads is 1000000000", "1024"]),
+        ({"data.image_size": 0}, ["data.image_size is 0", "at least 1 pixel"]),
+        ({"optimizer.learning_rate": float("inf")}, ["optimizer.learning_rate is inf", "float32"]),
+        ({"optimizer.weight_decay": 1e300}, ["optimizer.weight_decay is 1e+300", "float32"]),
+        ({"method.noise_shortcut_slope": float("nan")}, ["method.noise_shortcut_slope is nan"]),
+        ({"optimizer.warmup_epochs": -0.5}, ["optimizer.warmup_epochs is -0.5", "not be negative"]),
+        (
+            {"optimizer.schedule": "step", "optimizer.boundary_epochs": (1.0, 2.0)},
+            ["optimizer.boundary_epochs is (1.0, 2.0)", "within the 2 epochs"],
+        ),
+        (
+            {"optimizer.schedule": "step", "optimizer.boundary_epochs": ("a",)},
+            ["optimizer.boundary_epochs is ('a',)"],
+        ),
+        ({"optimizer.boundary_factor": -1.0}, ["optimizer.boundary_factor is -1.0"]),
         ({"optimizer.name": "sdg"}, ["'sdg'", "sgd, adam, adamw"]),
         ({"optimizer.schedule": "cosin"}, ["'cosin'", "cosine"]),
         ({"optimizer.warmup_epochs": 5.0}, ["warmup_epochs", "shorter"]),
@@ -112,6 +132,7 @@ def test_labels_outside_the_class_count_are_refused():
 def test_a_folder_that_holds_another_run_is_refused_and_left_alone(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim(small_config())
+    folder.append_metrics({"split": "train", "step": 5})
     before = (tmp_path / "run" / "config.json").read_bytes()
     with pytest.raises(WorkdirError) as error:
         experiment.train(small_config(**{"seed": 3, "method.omega": 0.2}), tmp_path / "run")
@@ -120,6 +141,82 @@ def test_a_folder_that_holds_another_run_is_refused_and_left_alone(tmp_path):
     assert "seed was 0 and is 3" in message
     assert "--workdir" in message
     assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_run_that_came_to_nothing_makes_room_for_another(tmp_path):
+    folder, other = RunFolder(tmp_path), small_config(seed=3)
+    folder.claim(small_config())
+    folder.write("failure.json", {"step": 0})
+    with folder.locked(), pytest.raises(WorkdirError, match="seed was 0 and is 3"):
+        RunFolder(tmp_path).claim(other)  # it has only begun
+    folder.claim(other)
+    assert folder.read("config.json")["seed"] == 3
+    assert folder.read("failure.json") is None
+    stage = RunFolder(tmp_path / "stage1")
+    stage.claim(other)
+    folder.claim(small_config())
+    stage.append_metrics({"split": "train", "step": 5})
+    with pytest.raises(WorkdirError, match="another configuration"):
+        folder.claim(other)
+
+
+def test_a_stage_that_cannot_start_leaves_the_folder_alone(tmp_path):
+    config = importlib.import_module("digits_resnet").get_config("lns").to_dict()
+    config["train"]["init_from"] = "nowhere"
+    with pytest.raises(setup.ConfigError, match="nowhere"):
+        experiment.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_home_is_a_home_for_stages_too():
+    config = importlib.import_module("digits_resnet").get_config("lns").to_dict()
+    for given, wanted in (("~/base", "~/base"), ("/base", "/base"), ("base", "../base")):
+        config["train"]["init_from"] = given
+        assert stages.split(config)[0]["train"]["init_from"] == wanted
+
+
+def test_other_data_of_the_same_name_are_refused(tmp_path):
+    folder = RunFolder(tmp_path)
+    facts = setup.load_data(small_config()).facts()
+    folder.claim_data(facts)
+    folder.claim_data(facts)
+    renamed = {**facts, "classes": ["zero", *facts["classes"][1:]]}
+    with pytest.raises(WorkdirError, match=r"classes were \['0'\] and are \['zero'\].*--workdir"):
+        folder.claim_data(renamed)
+    fewer = {**facts, "training_examples": 1000}
+    with pytest.raises(WorkdirError, match="training_examples were 1442 and are 1000"):
+        folder.claim_data(fewer)
+    folder.claim_data(fewer, ("classes", "test_examples"))  # which evaluation reads
+
+
+def test_a_folder_is_one_process_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("fda_jax.experiment.folder.PATIENCE", 0.5)
+    folder = RunFolder(tmp_path)
+    with folder.locked(), pytest.raises(WorkdirError, match=f"process {os.getpid()} on .*--work"):
+        RunFolder(tmp_path).locked().__enter__()
+    with RunFolder(tmp_path).locked():  # which the first has left
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", b"[1]", r"config\.json cannot be read"),
+        (
+            "result.json",
+            b"{}",
+            r"result\.json lacks last_test_accuracy, best_test_accuracy: remove it",
+        ),
+        ("result.json", b"\xff", r"result\.json cannot be read"),
+        ("environment.json", b'"x"', r"environment\.json cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, name, content, words):
+    folder = RunFolder(tmp_path)
+    folder.claim(small_config())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WorkdirError, match=words):
+        experiment.train(small_config(), tmp_path)
 
 
 def test_data_that_moved_are_no_other_configuration(tmp_path):
@@ -168,6 +265,8 @@ def test_a_full_disk_while_a_file_is_replaced_keeps_the_old_one(tmp_path, monkey
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WorkdirError, match="No space left on device"):
         folder.write("result.json", {"accuracy": 0.6})
+    with pytest.raises(WorkdirError, match=r"No space left on device.*checkpoints are untouched"):
+        folder.append_metrics({"step": 1})
     assert folder.read("result.json") == {"accuracy": 0.5}
 
 
@@ -179,9 +278,10 @@ def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
     assert folder.metrics() == [{"step": 1}, {"step": 2}]
     folder.forget_after(1)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 2}\n')
-    with pytest.raises(WorkdirError, match="line 1"):
-        folder.metrics()
+    for damaged in (b'{"step": 1\n', b"\xff\n", b"[1]\n"):
+        (tmp_path / "metrics.jsonl").write_bytes(damaged + b'{"step": 2}\n')
+        with pytest.raises(WorkdirError, match=r"line 1 of .*metrics\.jsonl"):
+            folder.metrics()
 
 
 @pytest.mark.parametrize(
@@ -195,6 +295,13 @@ def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
             ["--config.method.omega=3 overrides nothing", "configs/methods.py"],
         ),
         (["--config=configs/no.py"], ["configs/no.py"]),
+        (["--config=configs/sweeps/digits.py"], ["--sweep=FILE"]),
+        (["--config=configs/digits_resnet.py", "--seeds=5"], ["--seeds is of a --sweep"]),
+        (["--config=configs/digits_resnet.py", "--data_dir=x"], ["--config.data.dir"]),
+        (
+            ["--config=configs/digits_resnet.py", "--config.train.epochs=2", "--config.train.e=3"],
+            ["error: --config.train.e=3 overrides nothing"],
+        ),
         (["--config=configs/digits_resnet.py", "extra"], ["extra", "--config.KEY"]),
         ([], ["--config is missing"]),
         (["--config=configs/digits_resnet.py", "--config.train.epochs=0"], ["train.epochs is 0"]),

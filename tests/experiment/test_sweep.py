@@ -98,6 +98,9 @@ def test_a_base_is_also_named_by_its_file_and_method(tmp_path):
         ([{"method": "ste"}] * 2, [], ["two runs", "'ste'"]),
         ({"a/b": {}}, [], ["'a/b'", "letters"]),
         ({"..": {}}, [], ["'..'"]),
+        ([], [], ["at least one run"]),
+        ({"a": 3}, [], ["'a'", "{dotted key: value}"]),
+        ({3: {}}, [], ["by a name", "of 3"]),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_by_the_name_of_its_run(tmp_path, runs, overrides, words):
@@ -188,6 +191,31 @@ def test_the_settings_of_figure_4_are_those_of_the_paper():
         assert (method["num_terms_start"], method["num_terms_end"]) == (first + 1, n + 1)
     assert {name for *_, name in four.points} == {*four.configs}
     assert {name for *_, name in three.points} == {*three.configs}
+
+
+def test_numbers_of_numpy_and_words_with_commas_are_values_too(tmp_path):
+    path = tmp_path / "which.py"
+    path.write_text(
+        '"""Which?"""\nimport numpy as np\n\n\ndef get_sweep():\n'
+        "    return 'digits_resnet', [{'method.omega': w} for w in np.linspace(0.1, 0.3, 3)]\n"
+    )
+    found = sweep.read(path, ["optimizer.decay_groups=binary,real"])
+    assert list(found.runs) == ["omega=0.1", "omega=0.2", "omega=0.3"]
+    for config in found.configs.values():
+        assert config["optimizer"]["decay_groups"] == ("binary", "real")
+        assert type(config["method"]["omega"]) is float
+
+
+def test_a_sweep_without_runs_or_with_words_for_numbers_is_refused(tmp_path):
+    path = tmp_path / "which.py"
+    for returned, words in (("None", "must return"), ("'digits_resnet'", "must return")):
+        path.write_text(f'"""Which?"""\n\n\ndef get_sweep():\n    return {returned}\n')
+        with pytest.raises(ConfigError, match=words):
+            sweep.read(path)
+    path = write(tmp_path, {"a": {}})
+    path.write_text(f"{path.read_text()}\nSOURCE = 'T'\nPAPER = {{'a': '84'}}\n")
+    with pytest.raises(ConfigError, match=r"in PAPER .* 'a' is '84': use a number"):
+        sweep.read(path)
 
 
 def test_every_run_is_trained_with_every_seed_and_shards_share_them(tmp_path, trained):
