@@ -126,7 +126,10 @@ def parse_flags(argv: list[str]) -> list[str]:
         last = words.splitlines()[-1].strip()
         if "parsing config file" in words and last.startswith(kind):
             words = last.removeprefix(kind)  # the file's own, e.g. of a method that there is not
-        print(f"error: {words}\n(--help lists the flags)", file=sys.stderr)
+        hint = "--help lists the flags"
+        if "as a ConfigDict" in words:
+            hint = "a group is set key by key, --config.GROUP.KEY=VALUE; a method is FILE.py:METHOD"
+        print(f"error: {words}\n({hint})", file=sys.stderr)
         sys.exit(1)
     except (AttributeError, KeyError) as error:
         if "get_config" in str(error):

@@ -30,7 +30,7 @@ def train(
     is an ordinary run for each of them, in folders inside its own, see `stages.split`.
 
     Args:
-      config: nested mapping, see configs/base.py.
+      config: nested mapping or ConfigDict, see configs/base.py.
       workdir: the run's folder; made if it is missing.
       stop: of a caller that listens to signals for several runs; None listens for this one.
 
@@ -44,6 +44,7 @@ def train(
       CheckpointError: a checkpoint cannot be written or read.
       NonFiniteError: a loss or a gradient is not finite.
     """
+    config = _plain(config)
     parts = stages.split(config)
     if parts:
         return _train_stages(config, parts, _folder(workdir), stop)
@@ -222,9 +223,9 @@ def evaluate(
             f"the folder {folder.path} holds no run (no config.json): give the --workdir of one, "
             "or train it first"
         )
+    settings = recorded if config is None else _plain(config)
     if config is not None:
-        folder.claim(config)
-    settings: Mapping[str, Any] = recorded if config is None else config
+        folder.claim(settings)
     parts = stages.split(settings)
     if parts:
         place = stages.folders(folder.path, settings)[-1]
@@ -246,6 +247,11 @@ def evaluate(
     if not answers:
         raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
     return answers
+
+
+def _plain(config: Any) -> Mapping[str, Any]:
+    """A ConfigDict as the mapping that it holds."""
+    return config.to_dict() if hasattr(config, "to_dict") else config
 
 
 def _here(settings: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:

@@ -18,9 +18,9 @@ class AlexNet(nn.Module):
     conv3x3, conv3x3, conv3x3 -> pool, dense, dense, each followed by BN -> hardtanh, the last by
     BN -> ReLU; dense. Pooling is the largest of 3x3 pixels with stride 2; no dropout.
 
-    Source: the released code of XNOR-Net (arXiv 1603.05279), models/alexnetxnor.lua, with two
-    differences: hardtanh, which leaves a sign behind it as it is and makes methods with real
-    activations more than a linear map; and BN scales. FDA-BNN does not give its AlexNet.
+    Source: the released code of XNOR-Net (arXiv 1603.05279), models/alexnetxnor.lua, for FDA-BNN
+    does not give its AlexNet. Here BN scales, too, and hardtanh stands before each sign: a sign
+    stays as it is, and methods with real activations are more than a linear map.
 
     Attributes:
       num_classes: number of logits.

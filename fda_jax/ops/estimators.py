@@ -13,6 +13,8 @@ from fda_jax.ops.fourier import check_series, square_wave, square_wave_slope
 from fda_jax.ops.periodic import Periodic
 from fda_jax.ops.surrogate import Estimator, sign
 
+MOST_TERMS = 1000
+
 
 @dataclasses.dataclass(frozen=True)
 class Fourier(Estimator):
@@ -50,6 +52,11 @@ class Fourier(Estimator):
                 f"num_terms_end is {self.num_terms_end}, below num_terms_start "
                 f"{self.num_terms_start}: the number of terms may only grow, so set "
                 f"num_terms_end >= {self.num_terms_start}"
+            )
+        if self.num_terms_end > MOST_TERMS:
+            raise ValueError(
+                f"num_terms_end is {self.num_terms_end}, but the slope's peak grows with it: use "
+                f"at most {MOST_TERMS} (the paper trains with 10 to 19)"
             )
         _check_window(self.window)
 

@@ -40,6 +40,7 @@ def nothing_is_compiled(monkeypatch):
         ({"method.omega": -1.0}, ["omega is -1.0", "positive"]),
         ({"method.num_terms_start": 0}, ["num_terms is 0", "at least 1"]),
         ({"method.num_terms_end": 5}, ["num_terms_end is 5", "10"]),
+        ({"method.num_terms_end": 10**9}, ["num_terms_end is 1000000000", "at most 1000"]),
         ({"method.noise": "sideways"}, ["'sideways'", "forward, backward"]),
         ({"method.noise_shortcut": "cosine"}, ["'cosine'", "none, linear, sine"]),
         ({"method.scale": "channel"}, ["'channel'", "none, layer, filter"]),
@@ -296,6 +297,7 @@ def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
         ),
         (["--config=configs/no.py"], ["configs/no.py"]),
         (["--config=configs/sweeps/digits.py"], ["--sweep=FILE"]),
+        (["--config=configs/digits_resnet.py", "--config.method=ste"], ["FILE.py:METHOD"]),
         (["--config=configs/digits_resnet.py", "--seeds=5"], ["--seeds is of a --sweep"]),
         (["--config=configs/digits_resnet.py", "--data_dir=x"], ["--config.data.dir"]),
         (

@@ -10,6 +10,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from fda_jax import experiment, models
 from fda_jax.experiment import diagnose, findings, loop, setup
@@ -48,6 +49,11 @@ def test_a_run_leaves_its_whole_story_in_its_folder(whole):
     # The first call, of one step, compiles; the other nine steps are what `seconds` holds.
     assert result["timed_steps"] == 9
     assert result["images_per_second"] == pytest.approx(9 * 320 / result["seconds"])
+
+
+def test_a_config_dict_is_as_good_as_what_it_holds(whole):
+    folder, result = whole
+    assert experiment.train(ConfigDict(small_config()), folder) == json.loads(json.dumps(result))
 
 
 def test_training_learns(whole):
