@@ -210,13 +210,14 @@ def evaluate(
       data_dir: where the data lie now, in place of the configuration's data.dir.
 
     Returns:
-      {"last": {"step", "loss", "accuracy"}, "best": {...}}
+      {"last": {"step", "loss", "accuracy"}, "best": {...}}, with "top5_accuracy" beside the
+      accuracy of data with many classes.
 
     Raises:
       WorkdirError: there is no run, or no checkpoint, in the folder.
       ValueError, CheckpointError: as `train`.
     """
-    folder = _folder(workdir)
+    folder = RunFolder(Path(workdir), is_writer=False)
     recorded = folder.read("config.json")
     if recorded is None:
         raise WorkdirError(
@@ -230,8 +231,10 @@ def evaluate(
     if parts:
         place = stages.folders(folder.path, settings)[-1]
         return evaluate(parts[-1], place, data_dir=data_dir)
+    if folder.latest_checkpoint() is None:
+        raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
     experiment = setup.build(_here(settings, data_dir))
-    folder.claim_data(experiment.dataset.facts(), ("classes", "test_examples"))
+    folder.claim_data(experiment.dataset.facts(), ("classes",))
     checkpoints = Checkpoints(folder.checkpoints)
     evaluator = Evaluator(experiment)
     progress = start(experiment)
@@ -244,8 +247,6 @@ def evaluate(
         answers[name] = {"step": step, **means}
         make_terminal(experiment).line(f"{name} checkpoint (step {step}): test {told(means)}")
     checkpoints.close()
-    if not answers:
-        raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
     return answers
 
 

@@ -187,7 +187,7 @@ def test_other_data_of_the_same_name_are_refused(tmp_path):
     fewer = {**facts, "training_examples": 1000}
     with pytest.raises(WorkdirError, match="training_examples were 1442 and are 1000"):
         folder.claim_data(fewer)
-    folder.claim_data(fewer, ("classes", "test_examples"))  # which evaluation reads
+    folder.claim_data(fewer, ("classes",))  # all that an evaluation needs
 
 
 def test_a_folder_is_one_process_at_a_time(tmp_path, monkeypatch):
@@ -254,6 +254,15 @@ def test_a_damaged_configuration_file_is_refused(tmp_path):
 def test_evaluating_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(WorkdirError, match="holds no run"):
         experiment.evaluate(None, tmp_path)
+
+
+def test_evaluation_leaves_a_folder_as_it_is(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.claim(small_config())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(WorkdirError, match="no checkpoint yet"):
+        experiment.evaluate(small_config(seed=3), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_full_disk_while_a_file_is_replaced_keeps_the_old_one(tmp_path, monkeypatch):
