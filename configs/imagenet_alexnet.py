@@ -6,7 +6,8 @@ batch size and schedule are not given there: 55 epochs are those of XNOR-Net's r
 rest is as for ResNet-18. The network is XNOR-Net's (see fda_jax/models/alexnet.py). Not yet
 measured here.
 
-Needs the images and the extra that configs/imagenet_resnet18.py names.
+Needs the images and the extra that configs/imagenet_resnet18.py names. `xnor_net_pp` needs
+--config.method.scale_shape=channel, for two of its layers are dense.
 
     python train.py --config=configs/imagenet_alexnet.py --workdir=runs/alexnet_fda
     python train.py --config=configs/imagenet_alexnet.py:dorefa --workdir=runs/alexnet_dorefa

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,14 @@ def begun(
     Raises:
       WorkdirError: another process trains there.
     """
-    with folder.locked():
+    with ExitStack() as stack:
+        refusal = None
+        try:
+            stack.enter_context(folder.locked())
+        except WorkdirError as error:
+            refusal = error
+        if devices.any_process(refusal is not None):
+            raise refusal or WorkdirError("refused, as the first process says")
         _announce(Terminal(0, is_writer=jax.process_index() == 0, name=name), config)
         before = folder.read("environment.json")
         # The most of all starts: from then on the run's time is a share of others'.

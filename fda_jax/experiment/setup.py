@@ -170,7 +170,9 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
                 require(number == number, key, value, "must be a number")
                 # A knob of a method may be boundless, as the window of a slope.
                 is_open = group == "method" and abs(number) == float("inf")
-                require(is_open or abs(number) <= LARGEST, key, value, "does not fit a float32")
+                require(
+                    is_open or abs(number) <= LARGEST, key, value, "must be finite, as a float32"
+                )
 
 
 def load_data(config: Mapping[str, Any]) -> data.Dataset:
@@ -272,7 +274,14 @@ def _make_optimizer(
         and (schedule != "step" or all(0 < at < plan.epochs for at in boundary_epochs)),
         "optimizer.boundary_epochs",
         tuple(boundary_epochs),
-        f"must lie within the {plan.epochs} epochs of the run",
+        f"must lie within the {plan.epochs} epochs of the run (train.budget shortens both)",
+    )
+    boundaries = tuple(map(plan.steps_of, boundary_epochs)) if schedule == "step" else ()
+    require(
+        list(boundaries) == sorted(set(boundaries)),
+        "optimizer.boundary_epochs",
+        tuple(boundary_epochs),
+        "must be ascending, each a step after the one before",
     )
     require(boundary_factor >= 0, "optimizer.boundary_factor", boundary_factor, "must be >= 0")
     rate = make_schedule(
@@ -280,7 +289,7 @@ def _make_optimizer(
         learning_rate=learning_rate,
         total_steps=plan.total_steps,
         warmup_steps=plan.steps_of(warmup_epochs),
-        boundaries=tuple(map(plan.steps_of, boundary_epochs)) if schedule == "step" else (),
+        boundaries=boundaries,
         factor=boundary_factor,
     )
     return rate, make_optimizer(

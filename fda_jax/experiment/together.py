@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fda_jax.experiment import loop, run, setup
-from fda_jax.experiment.folder import RunFolder
+from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.loop import Evaluator, Lane, Progress, Stop
 from fda_jax.experiment.setup import Experiment
 from fda_jax.experiment.side_by_side import Job
@@ -135,7 +135,9 @@ def _lockstep(jobs: Sequence[Job], stop: Stop) -> dict[str, Exception]:
         for job in jobs:
             experiment = dataclasses.replace(shared, seed=job.config["seed"])
             with _at_its_own_cost(job, failures):
-                members.append(_enter(job, experiment, evaluator, len(jobs), stack))
+                member = _enter(job, experiment, evaluator, len(jobs), stack)
+                _check_step(member, [*members, member][0])
+                members.append(member)
         if members:
             done = _Company(members, failures).train(stop)
     for member in members:
@@ -158,6 +160,16 @@ def _enter(
     checkpoints = stack.enter_context(begun)
     lane = Lane(experiment, folder, checkpoints, predecessor, evaluator=evaluator, name=job.name)
     return _Member(job, lane, stack.enter_context(lane.opened()))
+
+
+def _check_step(member: _Member, first: _Member) -> None:
+    """Refuse a run that stands at another step than the first of its company."""
+    step, wanted = (int(one.progress.state.step) for one in (member, first))
+    if step != wanted:
+        raise WorkdirError(
+            f"{member.job.workdir} stands at step {step} and {first.job.workdir} at {wanted}, for "
+            "another process has trained there meanwhile: start the same command again"
+        )
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from fda_jax import experiment
+from fda_jax.experiment import lock
 from tests.conftest import REPOSITORY, small_config
 from tests.experiment.conftest import assert_same_run, rows
 
@@ -127,6 +128,21 @@ def test_a_second_process_in_the_same_folder_waits_and_is_refused(tmp_path):
     first.communicate(timeout=300)
     keys = [(row["step"], row["split"]) for row in rows(workdir)]
     assert len(keys) == len(set(keys)) > 0
+
+
+def test_a_folder_that_one_process_cannot_have_is_refused_to_all(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    together = ["--num_processes=2", f"--coordinator=localhost:{port}"]
+    with lock.held(workdir / ".lock", patience=0):
+        both = [start(workdir, *together, f"--process_id={i}", devices=2) for i in range(2)]
+        outputs = [process.communicate(timeout=200)[0] for process in both]
+    assert [process.returncode for process in both] == [1, 1], outputs
+    assert f"another process trains in {workdir}" in outputs[0]
+    assert "refused, as the first process says" in outputs[1]
 
 
 def test_two_processes_train_what_one_trains(whole, tmp_path):

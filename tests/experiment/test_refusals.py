@@ -58,13 +58,20 @@ def nothing_is_compiled(monkeypatch):
         ({"data.limit": 5000}, ["data.limit is 5000", "1442", "--config.data.limit=0"]),
         ({"data.num_threads": 10**9}, ["data.num_threads is 1000000000", "1024"]),
         ({"data.image_size": 0}, ["data.image_size is 0", "at least 1 pixel"]),
-        ({"optimizer.learning_rate": float("inf")}, ["optimizer.learning_rate is inf", "float32"]),
+        (
+            {"optimizer.learning_rate": float("inf")},
+            ["optimizer.learning_rate is inf", "must be finite"],
+        ),
         ({"optimizer.weight_decay": 1e300}, ["optimizer.weight_decay is 1e+300", "float32"]),
         ({"method.noise_shortcut_slope": float("nan")}, ["method.noise_shortcut_slope is nan"]),
         ({"optimizer.warmup_epochs": -0.5}, ["optimizer.warmup_epochs is -0.5", "not be negative"]),
         (
             {"optimizer.schedule": "step", "optimizer.boundary_epochs": (1.0, 2.0)},
             ["optimizer.boundary_epochs is (1.0, 2.0)", "within the 2 epochs"],
+        ),
+        (
+            {"optimizer.schedule": "step", "optimizer.boundary_epochs": (1.0, 0.5)},
+            ["optimizer.boundary_epochs is (1.0, 0.5)", "ascending"],
         ),
         (
             {"optimizer.schedule": "step", "optimizer.boundary_epochs": ("a",)},

@@ -153,6 +153,19 @@ def test_runs_that_were_trained_alone_go_on_together(company, tmp_path, monkeypa
         assert_close(tmp_path / f"seed{k}", company / f"seed{k}")
 
 
+@pytest.mark.slow
+def test_a_run_that_moved_on_before_it_was_locked_is_no_companion(company, stopped, tmp_path):
+    shutil.copytree(stopped / "seed0", tmp_path / "seed0")  # step 7; seed1 has not begun
+    with Stop() as stop:
+        failures = together._lockstep(jobs(tmp_path), stop)
+    assert list(failures) == ["seed1"]
+    assert "seed1 stands at step 0 and" in str(failures["seed1"])
+    assert not (tmp_path / "seed1" / "metrics.jsonl").exists()
+    assert_close(tmp_path / "seed0", company / "seed0")
+    assert train(tmp_path) == {}
+    assert_close(tmp_path / "seed1", company / "seed1")
+
+
 def poison(tree, place):
     """A stacked state, one run of which has a weight that is not finite."""
 
