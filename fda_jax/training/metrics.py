@@ -68,7 +68,7 @@ class Metrics:
 
 def _before_the_label(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """How many classes are likelier than the label's: those of larger logits, and of equal ones
-    before it, as argmax has them. NaN is no answer: one is before any label, and none before it."""
+    before it, as argmax has them. A NaN comes before any label; a label of NaN comes last."""
     label = jnp.maximum(labels, 0)[:, None]
     own = jnp.take_along_axis(logits, label, axis=-1)
     is_earlier = jnp.arange(logits.shape[-1]) < label
