@@ -165,13 +165,13 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
         for key, value in leaves(config[group], f"{group}.").items():
             numbers = value if isinstance(value, list | tuple) else (value,)
             for number in numbers:
-                if not isinstance(number, float):
-                    continue
-                require(number == number, key, value, "must be a number")
                 # A knob of a method may be boundless, as the window of a slope.
-                is_open = group == "method" and abs(number) == float("inf")
+                is_open = group == "method" and number in (float("inf"), -float("inf"))
                 require(
-                    is_open or abs(number) <= LARGEST, key, value, "must be finite, as a float32"
+                    not isinstance(number, float) or is_open or abs(number) <= LARGEST,
+                    key,
+                    value,
+                    "must be finite, as a float32",
                 )
 
 

@@ -31,12 +31,19 @@ from fda_jax.experiment.together import train as train_together
 from fda_jax.layers import lookup
 from fda_jax.training import devices
 
+
+def _tuple(text: str) -> Any:
+    """(4, 8), or words with commas between them as on the command line of a run."""
+    words = re.fullmatch(r"[a-z]\w*(,[a-z]\w*)*", text)
+    return tuple(text.split(",")) if words else literal_eval(text)
+
+
 # How the text of an override becomes a value of the type that its key has.
 _PARSERS: Mapping[type, Callable[[str], Any]] = {
     bool: lambda text: {"true": True, "false": False}[text.lower()],
     int: int,
     float: float,
-    tuple: lambda text: _tuple(text),
+    tuple: _tuple,
 }
 _UNSAFE = re.compile(r"[^\w.=+-]")
 
@@ -365,12 +372,6 @@ def _typed(key: str, value: Any, defaults: Mapping[str, Any]) -> Any:
             f"{defaults[key]!r}"
         )
     return value
-
-
-def _tuple(text: str) -> Any:
-    """(4, 8), or words with commas between them as on the command line of a run."""
-    words = re.fullmatch(r"[a-z]\w*(,[a-z]\w*)*", text)
-    return tuple(text.split(",")) if words else literal_eval(text)
 
 
 def _jobs(sweep: Sweep, seeds: int, shard: str, only: Sequence[str]) -> list[tuple[str, int]]:

@@ -136,7 +136,8 @@ def _lockstep(jobs: Sequence[Job], stop: Stop) -> dict[str, Exception]:
             experiment = dataclasses.replace(shared, seed=job.config["seed"])
             with _at_its_own_cost(job, failures):
                 member = _enter(job, experiment, evaluator, len(jobs), stack)
-                _check_step(member, [*members, member][0])
+                if members:
+                    _check_step(member, members[0])
                 members.append(member)
         if members:
             done = _Company(members, failures).train(stop)
