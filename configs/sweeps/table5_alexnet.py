@@ -2,7 +2,7 @@
 
 ImageNet, the recipe of section 3.3 for all methods alike (configs/imagenet_alexnet.py). "dorefa" is
 what the paper calls its baseline here. LNS trains in two stages. Published values are top-1
-accuracies; the paper copied those of other methods, each of a recipe of its own.
+accuracies; the paper does not say with which recipes the others were trained.
 
 Budget: 6 runs of 55 epochs a seed, for machines with several GPUs.
 

@@ -3,7 +3,7 @@
 ImageNet, ResNet-18 with a shortcut round each convolution, the recipe of section 3.3 for all
 methods alike (configs/imagenet_resnet18.py). "bireal_prelu" is what the paper calls its baseline
 here. HWGQ has activations of four values, TBN of three; LNS trains in two stages. Published values
-are top-1 accuracies; the paper copied those of other methods, each of a recipe of its own.
+are top-1 accuracies; the paper does not say with which recipes the others were trained.
 
 Not here: BONN and RBCN, which this package does not have, and the two rows with ReActNet, 65.5 and
 66.0 %, which learn from a real ResNet-34 in two steps.
