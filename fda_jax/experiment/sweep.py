@@ -10,7 +10,7 @@ import operator
 import re
 import traceback
 from ast import literal_eval
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -133,8 +133,8 @@ def train(
 ) -> dict[str, str]:
     """Train every run of a sweep in its own folder WORKDIR/NAME/seedK, or go on with the rest.
 
-    All configurations are built before the first run starts. A finished run is skipped, one that
-    was stopped goes on, and one that fails does not keep the others from running.
+    All configurations to train are built before the first run starts. A finished run is skipped,
+    one that was stopped goes on, and one that fails does not keep the others from running.
 
     Args:
       sweep: of `read`.
@@ -165,7 +165,9 @@ def train(
             f"together is 'always', but {len(environments)} devices train a run each, in processes "
             "of their own: set --together=auto, or --noside_by_side to train on all of them"
         )
-    companies = _check(sweep, {name for name, _ in jobs}, "never" if environments else together)
+    companies = _check(
+        sweep, dict.fromkeys(name for name, _ in jobs), "never" if environments else together
+    )
     _claim(sweep, Path(workdir), seeds)
     runs: dict[str, list[Job]] = {}
     for name, seed in jobs:
@@ -387,24 +389,23 @@ def _jobs(sweep: Sweep, seeds: int, shard: str, only: Sequence[str]) -> list[tup
     return [(name, seed) for seed in range(seeds) for name in chosen][int(part) :: int(parts)]
 
 
-def _check(sweep: Sweep, wanted: Container[str] = (), together: str = "never") -> set[str]:
-    """Build every run, so that none is refused hours after the first one started.
+def _check(sweep: Sweep, wanted: Iterable[str], together: str = "never") -> set[str]:
+    """Build every run to do, so that none is refused hours after the first one started.
 
     Args:
       sweep: of `read`.
       wanted: names of the runs to do.
-      together: of those, see `train`.
+      together: see `train`.
 
     Returns:
       The names of those whose seeds are trained together.
     """
     loaded: dict[str, data.Dataset] = {}
     companies = set()
-    for name, config in sweep.configs.items():
+    for name in wanted:
+        config = sweep.configs[name]
         with _naming(name):
             experiments = run.build_stages(stages.split(config) or [config], loaded)
-            if name not in wanted:
-                continue
             why = obstacle(experiments)
             if together == "always" and why:
                 raise ConfigError(

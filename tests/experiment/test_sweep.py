@@ -260,6 +260,8 @@ def test_a_run_that_cannot_be_built_is_named_before_the_first_one_starts(tmp_pat
         sweep.train(asked, tmp_path / "w")
     assert not trained
     assert not (tmp_path / "w").exists()
+    sweep.train(asked, tmp_path / "w", only=["ste"])
+    assert [path.parent.name for path, _ in trained] == ["ste"]
 
 
 def test_a_run_that_fails_is_named_with_its_error_and_the_others_run(tmp_path, monkeypatch, capsys):
@@ -380,7 +382,7 @@ def test_every_run_of_a_sweep_can_be_built(path):
     # The digits stand in for images that are not there, with a network that takes them.
     digits = {"model.name": "resnet_digits", "data.name": "digits", "data.limit": "0"}
     asked = sweep.read(path, [f"{key}={value}" for key, value in digits.items()])
-    sweep._check(asked)
+    sweep._check(asked, asked.runs)
 
 
 def test_the_methods_sweep_has_every_method_once():
