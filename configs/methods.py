@@ -91,6 +91,7 @@ KNOBS = {
         "scale": "power_of_two",
         "t_start": 1e-3,  # steepness t; the authors' ResNet-20, their VGG-Small starts at 0.1
         "t_end": 10.0,  # from t_start in equal ratios
+        "window": 1.0,  # of the activations' slope: where the authors' hardtanh is not flat
     },
     "resnete": {
         "window": 1.25,  # of both slopes, and the bound of latent weights

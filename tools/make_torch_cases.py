@@ -300,7 +300,11 @@ def balanced(w: Tensor) -> Tensor:
 
 
 def irnet(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
-    """IR-Net: balanced filters, times the power of two that is nearest on a logarithmic scale."""
+    """IR-Net: balanced filters, times the power of two that is nearest on a logarithmic scale.
+
+    A hardtanh stands before the signs of activations, as in the authors' networks.
+    """
+    a = torch.nn.functional.hardtanh(clear_of(a, -1.0, 1.0))
     standard = balanced(w)
     exponent = torch.log2(magnitude(standard)).detach()
     clear_of(exponent - torch.floor(exponent), 0.5)

@@ -311,11 +311,20 @@ def quantization_networks(
     return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
 
 
-def irnet(*, scale: str = "power_of_two", t_start: float = 1e-3, t_end: float = 10.0) -> Method:
-    """IR-Net (arXiv 1909.10788): standardized filters, shifts for scales, a decaying error."""
-    rule = ops.EDE(t_start, t_end)
+def irnet(
+    *,
+    scale: str = "power_of_two",
+    t_start: float = 1e-3,
+    t_end: float = 10.0,
+    window: float = 1.0,
+) -> Method:
+    """IR-Net (arXiv 1909.10788): standardized filters, shifts for scales, a decaying error.
+
+    For activations the window of the hardtanh in the authors' networks is the slope's.
+    """
     return Method(
-        weight=Quantizer(rule, scale, normalize=StandardizedFilters()), activation=Quantizer(rule)
+        weight=Quantizer(ops.EDE(t_start, t_end), scale, normalize=StandardizedFilters()),
+        activation=Quantizer(ops.EDE(t_start, t_end, window)),
     )
 
 

@@ -1,6 +1,7 @@
 """What becomes of activations before their signs are taken: frozen maps (a, progress) -> a."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,6 @@ class StandardizedSamples:
         axes = tuple(range(1, a.ndim))
         centered = wide - jnp.mean(wide, axis=axes, keepdims=True)
         squares = jnp.sum(centered**2, axis=axes, keepdims=True)
-        variance = squares / max(a.size // max(len(a), 1) - 1, 1)
+        variance = squares / max(math.prod(a.shape[1:]) - 1, 1)
         kept = centered if self.center else wide
         return (kept / jnp.sqrt(variance + 1e-5)).astype(a.dtype)

@@ -60,7 +60,7 @@ class AlexNet(nn.Module):
                 x = ops.max_pool(x, 3, stride=2)
             x = norm(name=f"norm{i}")(x)
             x = nonlinearity(self.method.nonlinearity, i, default="hardtanh")(x)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         last = number_of_convs + len(self.units)
         for i, units in enumerate(self.units, start=number_of_convs + 1):
             dense = BinaryDense(units, method=self.method, dtype=self.dtype, name=f"dense{i}")

@@ -50,4 +50,4 @@ class VGGSmall(nn.Module):
                 x = ops.max_pool(x, 2)
             x = norm(name=f"norm{i}")(x)
             x = nonlinearity(self.method.nonlinearity, i, default="hardtanh")(x)
-        return classifier(self.num_classes)(x.reshape(len(x), -1))
+        return classifier(self.num_classes)(x.reshape(x.shape[0], -1))

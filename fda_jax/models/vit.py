@@ -67,10 +67,10 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
             name="stem",
         )(images_bhwc)
-        x = patches.reshape(len(patches), -1, self.width)
+        x = patches.reshape(patches.shape[0], -1, self.width)
         init = nn.initializers.normal(EMBEDDING_STD)
         token = self.param("class_token", init, (1, 1, self.width), jnp.float32)
-        token = jnp.broadcast_to(token.astype(self.dtype), (len(x), 1, self.width))
+        token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
         x = jnp.concatenate([token, x], axis=1)
         position = self.param("position_embedding", init, (1, *x.shape[1:]), jnp.float32)
         x = x + position.astype(self.dtype)

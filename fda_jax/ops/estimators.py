@@ -139,33 +139,40 @@ class ApproxSign(Estimator):
 class EDE(Estimator):
     """Error decay estimator of IR-Net: from the identity to the sign, by a tanh that steepens.
 
-    Slope: k t (1 - tanh(t x)^2) with k = max(1 / t, 1), so k t = max(t, 1)
-    Twin:  k tanh(t x)
+    Slope: k t (1 - tanh(t x)^2) for |x| <= window, 0 beyond, with k = max(1 / t, 1), so
+      k t = max(t, 1)
+    Twin:  k tanh(t clip(x, -window, window))
     Source: Qin et al. 2020 (arXiv 1909.10788). t grows from `t_start` to `t_end` in equal ratios.
-      The authors' code runs ResNet-20 from 1e-3 and VGG-Small from 1e-1, both to 10.
+      The authors' code runs ResNet-20 from 1e-3 and VGG-Small from 1e-1, both to 10. A window of 1
+      is that of the hardtanh which their networks have in front of every binary layer.
 
     Attributes:
       t_start: steepness at progress 0, per unit of x, > 0.
       t_end: steepness at progress 1, > 0.
+      window: half-width of the interval with a slope, > 0; infinite for no window.
 
     Raises:
-      ValueError: an attribute is not positive and finite.
+      ValueError: a steepness is not positive and finite, or the window is not positive.
     """
 
     t_start: float = 1e-3
     t_end: float = 10.0
+    window: float = math.inf
 
     def __post_init__(self) -> None:
         _check_positive("t_start", self.t_start, 1e-3)
         _check_positive("t_end", self.t_end, 10.0)
+        _check_window(self.window)
 
     def slope(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         t = _equal_ratios(self.t_start, self.t_end, progress)
-        return jnp.maximum(t, 1.0) * _sech_squared(t * x)
+        slope = jnp.maximum(t, 1.0) * _sech_squared(t * x)
+        return jnp.where(jnp.abs(x) > self.window, 0.0, slope)
 
     def twin(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         t = _equal_ratios(self.t_start, self.t_end, progress)
-        return jnp.maximum(1.0 / t, 1.0) * jnp.tanh(t * x)
+        inside = jnp.clip(x, -self.window, self.window)
+        return jnp.maximum(1.0 / t, 1.0) * jnp.tanh(t * inside)
 
 
 @dataclasses.dataclass(frozen=True)

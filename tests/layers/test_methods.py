@@ -46,7 +46,8 @@ ROWS = {
     "dsq": Method(Quantizer(TANH, "layer"), Quantizer(TANH)),
     "quantization_networks": Method(Quantizer(SIGMOID, "learned"), Quantizer(SIGMOID)),
     "irnet": Method(
-        Quantizer(DECAY, "power_of_two", normalize=StandardizedFilters()), Quantizer(DECAY)
+        Quantizer(DECAY, "power_of_two", normalize=StandardizedFilters()),
+        Quantizer(dataclasses.replace(DECAY, window=1.0)),
     ),
     "resnete": Method(
         Quantizer(WIDE),
@@ -156,7 +157,11 @@ def test_knobs_reach_the_rule_and_the_noise_module() -> None:
             {"temperature_start": 1.0, "temperature_end": 50.0},
             {"activation": Quantizer(ops.SigmoidSum(1.0, 50.0))},
         ),
-        ("irnet", {"t_start": 0.1, "t_end": 5.0}, {"activation": Quantizer(ops.EDE(0.1, 5.0))}),
+        (
+            "irnet",
+            {"t_start": 0.1, "t_end": 5.0, "window": 2.0},
+            {"activation": Quantizer(ops.EDE(0.1, 5.0, 2.0))},
+        ),
         (
             "resnete",
             {"window": 1.0},

@@ -34,6 +34,7 @@ RULES = [
     Fourier(omega=0.3, num_terms_start=2, num_terms_end=5),
     # A power of two, so that the edge is the same number in float32.
     ClippedSTE(window=0.5),
+    EDE(window=0.5),
     RotationAware(sharp=True),
     Periodic(stage="real"),
 ]
@@ -65,7 +66,7 @@ def steepness(rule: EDE | RotationAware, progress: float) -> float:
 
 def ede_slope(rule: EDE, x: float, progress: float) -> float:
     t = steepness(rule, progress)
-    return max(1 / t, 1) * t * (1 - math.tanh(t * x) ** 2)
+    return 0.0 if abs(x) > rule.window else max(1 / t, 1) * t * (1 - math.tanh(t * x) ** 2)
 
 
 def rotation_aware_slope(rule: RotationAware, x: float, progress: float) -> float:
@@ -414,6 +415,7 @@ def test_a_clip_needs_a_window(window: float) -> None:
     [
         (EDE, {"t_start": 0.0}, r"t_start is 0\.0.*0\.001"),
         (EDE, {"t_end": math.inf}, r"t_end is inf.*10\.0"),
+        (EDE, {"window": -1.0}, r"window is -1\.0"),
         (RotationAware, {"t_start": math.nan}, r"t_start is nan.*0\.01"),
         (RotationAware, {"t_end": -1.0}, r"t_end is -1\.0.*10\.0"),
         (ReSTE, {"power_end": 0.5}, r"power_end is 0\.5.*>= 1"),
