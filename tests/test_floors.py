@@ -13,9 +13,11 @@ FLOORS = {
     "models": 2,
     "data": 2,
     "training": 3,
+    "deploy": 3,
     "experiment": 4,
     "report": 5,
     "doctor": 5,
+    "export": 5,
     "train": 5,
 }
 SIBLINGS = {("models", "data"), ("data", "models")}

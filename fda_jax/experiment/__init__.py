@@ -3,6 +3,7 @@
 from fda_jax.experiment.diagnose import NonFiniteError
 from fda_jax.experiment.folder import WorkdirError
 from fda_jax.experiment.memory import Epoch, epochs
+from fda_jax.experiment.release import Release, release
 from fda_jax.experiment.run import evaluate, train
 from fda_jax.experiment.setup import Experiment, build
 from fda_jax.training.checkpoints import CheckpointError
@@ -16,9 +17,11 @@ __all__ = [
     "Epoch",
     "Experiment",
     "NonFiniteError",
+    "Release",
     "WorkdirError",
     "build",
     "epochs",
     "evaluate",
+    "release",
     "train",
 ]

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 
 from fda_jax import data
-from fda_jax.experiment import budget, setup, stages
+from fda_jax.experiment import budget, saved, setup, stages
 from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.inherit import Predecessor, check_stages
 from fda_jax.experiment.logs import Terminal, duration, told
-from fda_jax.experiment.loop import Evaluator, Lane, Stop, Trainer, best_row, make_terminal, start
+from fda_jax.experiment.loop import Evaluator, Lane, Stop, Trainer, best_row, make_terminal
 from fda_jax.experiment.setup import Experiment
 from fda_jax.training import devices
 from fda_jax.training.checkpoints import Checkpoints
@@ -224,55 +224,24 @@ def evaluate(
       WorkdirError: there is no run, or no checkpoint, in the folder.
       ValueError, CheckpointError: as `train`.
     """
-    folder = RunFolder(Path(workdir), is_writer=False)
-    recorded = folder.read("config.json")
-    if recorded is None:
-        raise WorkdirError(
-            f"the folder {folder.path} holds no run (no config.json): give the --workdir of one, "
-            "or train it first"
-        )
-    settings = recorded if config is None else _plain(config)
-    if config is not None:
-        folder.claim(settings)
-    parts = stages.split(settings)
-    if parts:
-        place = stages.folders(folder.path, settings)[-1]
-        return evaluate(parts[-1], place, data_dir=data_dir)
-    if folder.latest_checkpoint() is None:
-        raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
-    experiment = setup.build(_here(settings, data_dir))
-    folder.claim_data(experiment.dataset.facts(), ("classes",))
-    checkpoints = Checkpoints(folder.checkpoints)
-    evaluator = Evaluator(experiment)
-    progress = start(experiment)
     answers = {}
-    for name, step in (("last", checkpoints.latest_step()), ("best", checkpoints.best_step())):
-        if step is None:
-            continue
-        (state, *_), _ = checkpoints.restore(progress.arrays(), step)
-        means = evaluator(devices.replicate(state)).means()
-        answers[name] = {"step": step, **means}
-        make_terminal(experiment).line(f"{name} checkpoint (step {step}): test {told(means)}")
-    checkpoints.close()
+    given = None if config is None else _plain(config)
+    with saved.opened(given, workdir, data_dir=data_dir) as trained:
+        evaluator = Evaluator(trained.experiment)
+        for name in saved.CHECKPOINTS:
+            step = trained.step(name)
+            if step is None:
+                continue
+            means = evaluator(devices.replicate(trained.state(step))).means()
+            answers[name] = {"step": step, **means}
+            terminal = make_terminal(trained.experiment)
+            terminal.line(f"{name} checkpoint (step {step}): test {told(means)}")
     return answers
 
 
 def _plain(config: Any) -> Mapping[str, Any]:
     """A ConfigDict as the mapping that it holds."""
     return config.to_dict() if hasattr(config, "to_dict") else config
-
-
-def _here(settings: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:
-    """A configuration for evaluation on the devices that there are: batches that these divide, and
-    the data where they lie."""
-    count = jax.device_count()
-    here: dict[str, Any] = dict(settings)
-    for group in ("train", "eval"):
-        size = here[group]["batch_size"]
-        here[group] = {**here[group], "batch_size": max(count, size - size % count)}
-    if data_dir is not None:
-        here["data"] = {**here["data"], "dir": data_dir}
-    return here
 
 
 def _announce(terminal: Terminal, config: Mapping[str, Any]) -> None:

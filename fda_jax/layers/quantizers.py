@@ -105,14 +105,14 @@ class Quantized:
     """Weights of a layer that are quantized already, and by what.
 
     Attributes:
-      kernel: as `WeightQuantizer` returns it in training.
+      kernel: as the layer's quantizer returns it.
       penalty: scalar of the training loss, sown by the layer that takes the kernel; None for none.
       quantizer: whose they are; a layer with another one does not take them.
     """
 
     kernel: jax.Array
     penalty: jax.Array | None
-    quantizer: Quantizer = dataclasses.field(metadata={"static": True})
+    quantizer: Quantizer | nn.Module | None = dataclasses.field(metadata={"static": True})
 
 
 class NoiseAdaptation(nn.Module):

@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from fda_jax import experiment, layers
 from fda_jax.experiment import inherit, loop, setup, stages, tables
 from fda_jax.experiment.folder import RunFolder, WorkdirError
+from fda_jax.experiment.release import release
 from fda_jax.training.checkpoints import Checkpoints
 from fda_jax.training.state import init_state
 from tests.conftest import REPOSITORY, small_config
@@ -310,6 +311,13 @@ def test_evaluation_of_a_staged_run_is_that_of_its_last_stage(staged):
     answers = experiment.evaluate(staged_config(), folder)
     assert answers["last"]["accuracy"] == result["last_test_accuracy"]
     assert experiment.evaluate(None, folder / "stage2") == answers
+
+
+def test_the_network_of_a_staged_run_is_that_of_its_last_stage(staged, tmp_path):
+    folder, result = staged
+    made = release(folder, tmp_path / "net.npz")
+    assert made.accuracy == pytest.approx(result["last_test_accuracy"])
+    assert made.network.facts["revision"] == result["revision"][:8] + "+changes" * result["dirty"]
 
 
 def test_a_finished_staged_run_started_again_changes_nothing(staged, nothing_is_compiled):

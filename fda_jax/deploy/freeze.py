@@ -1,0 +1,157 @@
+"""From a trained network to the one that is shipped."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export
+
+from fda_jax import data
+from fda_jax.deploy.bits import pack
+from fda_jax.deploy.network import FORMAT, PackedNetwork, kernel
+from fda_jax.layers import make_method
+from fda_jax.layers.quantizers import QUANTIZED, Quantized
+
+# A file runs on any of them, wherever it was made.
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+_LOCATIONS = "jax_traceback_in_locations_limit"
+
+Arrays = dict[str, np.ndarray]
+
+
+def freeze(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image_shape: Sequence[int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    facts: Mapping[str, Any] | None = None,
+) -> PackedNetwork:
+    """Freeze a network for inference: quantized kernels as bits, and one program for all of it.
+
+    Latent weights, noise modules and quantizers of weights are left behind: what they make of the
+    weights at the end of training is computed once. A kernel whose filters have at most 16
+    different values each, two for a binary one, is packed without loss; another is kept as it is.
+
+    Args:
+      model: network of `models.build`.
+      variables: its parameters and statistics.
+      image_shape: height, width and channels of one image.
+      mean: of each channel, see `data.normalize`.
+      std: of each channel, likewise.
+      facts: what the file is to say besides; values that JSON can hold.
+
+    Returns:
+      A `PackedNetwork`.
+
+    Raises:
+      ValueError: a weight is not finite.
+
+    Laws: logits are those of `model.apply(variables, normalised images)`.
+    """
+    arrays, binary = _packed(_kernels(model, variables, image_shape))
+    real = {
+        "/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()
+    }
+    predict = _program(model, real, binary, mean, std)
+    # What inference does not read, such as latent weights, is no part of the file.
+    used = _used(predict, {**arrays, **real}, image_shape)
+    wrong = [name for name, array in used.items() if not np.all(np.isfinite(array))]
+    if wrong:
+        raise ValueError(f"{wrong[0]} holds numbers that are not finite: the network is broken")
+    (batch,) = export.symbolic_shape("batch")
+    program = _exported(predict, used, (batch, *image_shape))
+    described = {
+        **(facts or {}),
+        "format": FORMAT,
+        "image_shape": list(image_shape),
+        "binary": binary,
+    }
+    return PackedNetwork(described, used, bytes(program.serialize()))
+
+
+def _kernels(
+    model: nn.Module, variables: Mapping[str, Any], image_shape: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """The quantized kernel of every binary layer, by the layer's path."""
+    images = jnp.zeros((1, *image_shape))
+
+    @jax.jit
+    def quantize(variables: Mapping[str, Any]) -> Any:
+        return model.apply(variables, images, mutable=["effective_weights"])[1]
+
+    found = cast(dict[Any, Any], flatten_dict(quantize(variables)["effective_weights"]))
+    return {"/".join(path[:-1]): np.asarray(sown) for path, (sown,) in found.items()}
+
+
+def _packed(kernels: Mapping[str, np.ndarray]) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays of the file and {layer: {"shape", "bits"}}; bits is None where nothing is packed."""
+    arrays, binary = {}, {}
+    for layer, weights in kernels.items():
+        packed = pack(weights)
+        bits = None if packed is None else len(packed.planes)
+        binary[layer] = {"shape": list(weights.shape), "bits": bits}
+        if packed is None:
+            arrays[f"{layer}/kernel"] = weights
+        else:
+            arrays[f"{layer}/planes"], arrays[f"{layer}/levels"] = packed.planes, packed.levels
+    return arrays, binary
+
+
+def _program(
+    model: nn.Module,
+    real: Arrays,
+    binary: Mapping[str, Any],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Callable[..., jax.Array]:
+    """(arrays, stored images) -> logits; what `real` has and the arrays lack is 0, and unused."""
+    quantizer = make_method(cast(Any, model).method).weight
+
+    def predict(arrays: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+        quantized = {
+            (*layer.split("/"), "kernel"): Quantized(kernel(arrays, layer, facts), None, quantizer)
+            for layer, facts in binary.items()
+        }
+        given = {
+            tuple(name.split("/")): arrays.get(name, jnp.zeros(leaf.shape, leaf.dtype))
+            for name, leaf in real.items()
+        }
+        variables = {**unflatten_dict(given), QUANTIZED: unflatten_dict(quantized)}
+        return cast(jax.Array, model.apply(variables, data.normalize(images, mean, std)))
+
+    return predict
+
+
+def _exported(
+    predict: Callable[..., jax.Array], arrays: Arrays, images_shape: Sequence[Any]
+) -> export.Exported:
+    shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
+    images = jax.ShapeDtypeStruct(images_shape, jnp.uint8)
+    with _without_locations():
+        return export.export(jax.jit(predict), platforms=PLATFORMS)(shapes, images)
+
+
+def _used(predict: Callable[..., jax.Array], arrays: Arrays, image_shape: Sequence[int]) -> Arrays:
+    """Those of the arrays that the program reads."""
+    # JAX leaves out what a program does not read where the batch is a number alone.
+    kept = _exported(predict, arrays, (1, *image_shape)).module_kept_var_idx
+    flat = sorted(arrays)  # the order in which it takes a dictionary
+    return {flat[i]: arrays[flat[i]] for i in kept if i < len(flat)}
+
+
+@contextmanager
+def _without_locations() -> Iterator[None]:
+    """Leave the paths of source files out of a program."""
+    before = getattr(jax.config, _LOCATIONS)
+    jax.config.update(_LOCATIONS, 0)
+    try:
+        yield
+    finally:
+        jax.config.update(_LOCATIONS, before)

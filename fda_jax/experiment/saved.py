@@ -1,0 +1,100 @@
+"""A trained run, opened to be read: its experiment and its checkpoints; nothing is written."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fda_jax.experiment import setup, stages
+from fda_jax.experiment.folder import RunFolder, WorkdirError
+from fda_jax.experiment.loop import start
+from fda_jax.experiment.setup import Experiment
+from fda_jax.training.checkpoints import Checkpoints
+from fda_jax.training.state import TrainState
+
+CHECKPOINTS = ("last", "best")
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A run that has been trained, or a part of it.
+
+    Attributes:
+      settings: its configuration, of a run in stages the last stage's.
+      experiment: its objects, for the devices that there are.
+      checkpoints: what it saved.
+    """
+
+    settings: Mapping[str, Any]
+    experiment: Experiment
+    checkpoints: Checkpoints
+
+    def step(self, name: str) -> int | None:
+        """The step of the checkpoint "last" or "best"; None where there is none of this name."""
+        last = name == "last"
+        return self.checkpoints.latest_step() if last else self.checkpoints.best_step()
+
+    def state(self, step: int) -> TrainState:
+        """The state after a step that was saved.
+
+        Raises:
+          CheckpointError: the checkpoint is damaged, or of another network.
+        """
+        (state, *_), _ = self.checkpoints.restore(start(self.experiment).arrays(), step)
+        return state
+
+
+@contextlib.contextmanager
+def opened(
+    config: Mapping[str, Any] | None, workdir: str | Path, *, data_dir: str | None = None
+) -> Iterator[SavedRun]:
+    """Open a run's folder, of a run in stages the last stage's.
+
+    Args:
+      config: of the run, or None to take the one in the folder.
+      workdir: the run's folder.
+      data_dir: where the data lie now, in place of the configuration's data.dir.
+
+    Raises:
+      WorkdirError: there is no run of this configuration, or no checkpoint, in the folder, or the
+        data have other classes.
+      ValueError: the configuration or the data cannot run.
+    """
+    folder = RunFolder(Path(workdir), is_writer=False)
+    recorded = folder.read("config.json")
+    if recorded is None:
+        raise WorkdirError(
+            f"the folder {folder.path} holds no run (no config.json): give the --workdir of one, "
+            "or train it first"
+        )
+    settings = recorded if config is None else config
+    if config is not None:
+        folder.claim(settings)
+    parts = stages.split(settings)
+    if parts:
+        place = stages.folders(folder.path, settings)[-1]
+        with opened(parts[-1], place, data_dir=data_dir) as last:
+            yield last
+        return
+    if folder.latest_checkpoint() is None:
+        raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
+    experiment = setup.build(_here(settings, data_dir))
+    folder.claim_data(experiment.dataset.facts(), ("classes",))
+    with contextlib.closing(Checkpoints(folder.checkpoints)) as checkpoints:
+        yield SavedRun(settings, experiment, checkpoints)
+
+
+def _here(settings: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:
+    """A configuration for evaluation on the devices that there are: batches that these divide, and
+    the data where they lie."""
+    count = jax.device_count()
+    here: dict[str, Any] = dict(settings)
+    for group in ("train", "eval"):
+        size = here[group]["batch_size"]
+        here[group] = {**here[group], "batch_size": max(count, size - size % count)}
+    if data_dir is not None:
+        here["data"] = {**here["data"], "dir": data_dir}
+    return here

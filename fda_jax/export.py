@@ -1,0 +1,64 @@
+"""One file of a trained network, to be shipped: python -m fda_jax.export WORKDIR --out=FILE."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fda_jax.experiment import USER_ERRORS
+from fda_jax.experiment.release import Release, release
+from fda_jax.experiment.saved import CHECKPOINTS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the file, and print its size and how it answers beside the run.
+
+    Args:
+      argv: the words of the command line; None takes the process's own.
+
+    Returns:
+      Exit code: 0, or 1 if the run cannot be read or the file not written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fda_jax.export",
+        description="Write a trained network into one file, a bit for each binary weight, and "
+        "compare its answers with the run's on all test images.",
+    )
+    parser.add_argument("folder", type=Path, metavar="WORKDIR", help="a run's folder")
+    parser.add_argument("--out", type=Path, required=True, help="the file, e.g. fda.npz")
+    parser.add_argument(
+        "--checkpoint", choices=CHECKPOINTS, default="last", help="best is picked on the test set"
+    )
+    parser.add_argument("--data_dir", help="where the data lie now")
+    flags = parser.parse_args(argv)
+    try:
+        made = release(
+            flags.folder, flags.out, checkpoint=flags.checkpoint, data_dir=flags.data_dir
+        )
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(_summary(flags.out, made))
+    return 0
+
+
+def _summary(path: Path, made: Release) -> str:
+    sizes = made.network.sizes()
+    share = sizes["unpacked"] / made.file_bytes
+    logits = f"logits differ by at most {made.largest_difference:.2g}"
+    if made.largest_difference == 0:
+        logits = "all logits are equal bit for bit"
+    return "\n".join(
+        [
+            f"{path}: {made.file_bytes:,} bytes, 1/{share:.1f} of its {sizes['unpacked']:,} bytes "
+            "in float32",
+            f"  binary layers {sizes['binary']:,} bytes, real numbers {sizes['real']:,}, program "
+            f"{sizes['program']:,} before compression",
+            f"  test accuracy {made.accuracy:.2%}, the run's own {made.run_accuracy:.2%}; "
+            f"{made.same:,} of {made.examples:,} answers are the same, {logits}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

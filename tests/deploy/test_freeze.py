@@ -1,0 +1,140 @@
+"""A frozen network answers as the one that it was made from."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fda_jax import data, deploy, models
+from fda_jax.layers import METHODS, make_method
+
+# One of each kind; the others are of the same parts and wait for the slow tests.
+QUICK = {"fda", "full_precision", "adabin", "rbnn", "tbn"}
+METHODS_OF_A_BIT = set(METHODS) - {"full_precision"}
+MEAN, STD = (0.5,), (0.25,)
+SHAPE = (8, 8, 1)
+NETWORKS = {"resnet8": 32, "vgg_small": 32, "vit_digits": 8, "alexnet": 63, "resnet18": 32}
+
+tiny = functools.partial(models.ResNet, stage_sizes=(1,), widths=(8,), num_classes=3)
+several = pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS],
+)
+
+
+def trained(model, shape, key):
+    """Variables that are not those of the start: other statistics, other scales."""
+    images = jnp.zeros((1, *shape))
+    variables = jax.jit(lambda: model.init(key, images))()
+    return jax.tree.map(
+        lambda leaf: leaf + jax.random.uniform(key, leaf.shape, minval=0.01, maxval=0.1), variables
+    )
+
+
+def pictures(shape, key, number=5):
+    return np.asarray(jax.random.randint(key, (number, *shape), 0, 256)).astype(np.uint8)
+
+
+def frozen(model, variables, shape):
+    channels = shape[-1]
+    return deploy.freeze(model, variables, shape, mean=MEAN * channels, std=STD * channels)
+
+
+def logits(model, variables, images):
+    channels = images.shape[-1]
+    inputs = data.normalize(jnp.asarray(images), MEAN * channels, STD * channels)
+    return np.asarray(jax.jit(model.apply)(variables, inputs))
+
+
+def assert_same_answers(network, model, variables, images):
+    wanted = logits(model, variables, images)
+    # Rounding aside; a sign that differed would change a logit by far more.
+    np.testing.assert_allclose(network(images), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@several
+def test_a_frozen_network_answers_as_its_model(method, key):
+    model = tiny(method=make_method(method))
+    variables = trained(model, SHAPE, key)
+    network = frozen(model, variables, SHAPE)
+    assert_same_answers(network, model, variables, pictures(SHAPE, key))
+    bits = {layer["bits"] for layer in network.facts["binary"].values()}
+    assert bits == ({1} if method in METHODS_OF_A_BIT else {None})
+
+
+@pytest.mark.parametrize(
+    ("knobs", "bits"),
+    [
+        ({"method": "abc_net", "weight_bases": 3}, 2),
+        ({"method": "dorefa", "weight_bits": 3}, 3),
+        pytest.param({"method": "fda", "scale": "filter"}, 1, marks=pytest.mark.slow),
+    ],
+)
+def test_weights_of_a_few_values_take_a_few_bits(knobs, bits, key):
+    method = make_method(**knobs)
+    model = tiny(method=method)
+    variables = trained(model, SHAPE, key)
+    network = frozen(model, variables, SHAPE)
+    assert {layer["bits"] for layer in network.facts["binary"].values()} == {bits}
+    assert_same_answers(network, model, variables, pictures(SHAPE, key))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_kind_of_network_can_be_frozen(name, key):
+    shape = (NETWORKS[name], NETWORKS[name], 1)
+    model = models.build(name, num_classes=10)
+    variables = trained(model, shape, key)
+    network = frozen(model, variables, shape)
+    assert_same_answers(network, model, variables, pictures(shape, key, 2))
+    sizes = network.sizes()
+    # A bit each, and two levels a filter.
+    binary = models.count_parameters(variables["params"]).binary
+    filters = sum(layer["shape"][-1] for layer in network.facts["binary"].values())
+    assert sizes["binary"] == binary // 8 + 8 * filters
+
+
+@pytest.mark.slow
+def test_a_network_of_16_bit_arithmetic_can_be_frozen(key):
+    model = tiny(method=make_method("fda"), dtype=jnp.bfloat16)
+    variables = trained(model, SHAPE, key)
+    network = frozen(model, variables, SHAPE)
+    wanted = logits(model, variables, pictures(SHAPE, key))
+    np.testing.assert_allclose(network(pictures(SHAPE, key)), wanted, rtol=0.05, atol=0.05)
+
+
+def test_nothing_of_the_training_is_left(key):
+    model = tiny(method=make_method("fda"))
+    variables = trained(model, SHAPE, key)
+    network = frozen(model, variables, SHAPE)
+    assert not [name for name in network.arrays if "latent" in name or "noise" in name]
+    parameters = models.count_parameters(variables["params"])
+    statistics = sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"]))
+    assert network.sizes()["real"] == 4 * (parameters.real + statistics)
+    # Nor where the source lay, in the program.
+    assert b"fda_jax/" not in network.program
+    assert b".py" not in network.program
+
+
+def test_the_weights_are_those_of_the_model(key):
+    model = tiny(method=make_method("fda"))
+    variables = trained(model, SHAPE, key)
+    weights = frozen(model, variables, SHAPE).weights()
+    assert weights.keys() == {"stage1_block1/conv1", "stage1_block1/conv2"}
+    latent = variables["params"]["stage1_block1"]["conv2"]["latent_kernel"]
+    wanted = np.where(latent > 0, 1.0, -1.0) * np.mean(np.abs(latent))
+    np.testing.assert_allclose(weights["stage1_block1/conv2"], wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("place", ["latent_kernel", "classifier"])
+def test_a_broken_network_is_refused(place, key):
+    model = tiny(method=make_method("fda"))
+    variables = trained(model, SHAPE, key)
+    params = variables["params"]
+    layer = params["classifier"] if place == "classifier" else params["stage1_block1"]["conv1"]
+    name = "kernel" if place == "classifier" else place
+    layer[name] = layer[name].at[0].set(jnp.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        frozen(model, variables, SHAPE)

@@ -1,0 +1,144 @@
+"""The file of a network: written whole or not at all, read or refused in words."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from fda_jax import deploy
+from fda_jax.layers import make_method
+from tests.deploy.test_freeze import SHAPE, frozen, pictures, tiny, trained
+
+
+@pytest.fixture(scope="module")
+def network():
+    key = jax.random.key(3)
+    model = tiny(method=make_method("fda"))
+    return frozen(model, trained(model, SHAPE, key), SHAPE)
+
+
+@pytest.fixture
+def path(network, tmp_path):
+    network.save(tmp_path / "net.npz")
+    return tmp_path / "net.npz"
+
+
+def test_a_network_that_is_read_answers_as_the_one_that_was_written(network, path, key):
+    read = deploy.load(path)
+    assert read.facts == network.facts
+    assert read.program == network.program
+    np.testing.assert_array_equal(read(pictures(SHAPE, key)), network(pictures(SHAPE, key)))
+
+
+def test_the_same_network_is_the_same_file(network, path):
+    network.save(path.with_name("again.npz"))
+    assert path.read_bytes() == path.with_name("again.npz").read_bytes()
+
+
+def test_batches_of_any_size_are_taken(network, key):
+    images = pictures(SHAPE, key, 7)
+    together = np.asarray(network(images))
+    for number in (1, 3):
+        np.testing.assert_allclose(network(images[:number]), together[:number], rtol=1e-5)
+
+
+def test_a_file_that_exists_is_left_alone(network, path):
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"net\.npz exists already: choose another"):
+        network.save(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(network, tmp_path, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space"):
+        network.save(tmp_path / "net.npz")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.zeros((2, 8, 8, 1), np.float32), r"float32 of shape \(2, 8, 8, 1\).*uint8"),
+        (np.zeros((2, 9, 8, 1), np.uint8), r"\(2, 9, 8, 1\).*\(batch, 8, 8, 1\): resize"),
+        (np.zeros((8, 8, 1), np.uint8), r"\(8, 8, 1\).*\(batch, 8, 8, 1\)"),
+        ([1, 2], r"images are list of shape \(2,\)"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused(network, images, words):
+    with pytest.raises(ValueError, match=words):
+        network(images)
+
+
+def test_a_damaged_file_is_refused(path):
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"", b"no archive", whole[:60] + whole[80:]):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"net\.npz is no packed network, or it is damaged"):
+            deploy.load(path)
+
+
+def test_another_archive_is_refused(path):
+    np.savez(path, weights=np.zeros(3))
+    with pytest.raises(ValueError, match="is no packed network"):
+        deploy.load(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
+        deploy.load(tmp_path / "none.npz")
+
+
+def test_a_later_format_is_refused(network, tmp_path):
+    later = dataclasses.replace(network, facts={**network.facts, "format": 2})
+    later.save(tmp_path / "later.npz")
+    with pytest.raises(ValueError, match=r"of format 2, but this version reads format 1"):
+        deploy.load(tmp_path / "later.npz")
+
+
+def test_a_bit_that_is_turned_over_is_noticed(path):
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("stage1_block1/conv1/planes.npy")
+    data = bytearray(path.read_bytes())
+    data[info.header_offset + 30 + len(info.filename) + 200] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged"):
+        deploy.load(path)
+
+
+WITHOUT_THE_PACKAGE = """
+import json, sys
+import jax, numpy as np
+from jax import export
+
+sys.modules["fda_jax"] = None  # importing it would fail
+file = np.load(sys.argv[1])
+facts = json.loads(file["facts"].tobytes())
+arrays = {name: file[name] for name in file.files if name not in ("facts", "program")}
+program = export.deserialize(bytearray(file["program"].tobytes()))
+images = np.load(sys.argv[2])
+np.save(sys.argv[3], jax.jit(program.call)(arrays, images))
+print(json.dumps(facts["image_shape"]))
+"""
+
+
+def test_a_file_runs_where_there_is_no_fda_jax(network, path, tmp_path, key):
+    images = pictures(SHAPE, key)
+    np.save(tmp_path / "images.npy", images)
+    words = [str(path), str(tmp_path / "images.npy"), str(tmp_path / "logits.npy")]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert tuple(json.loads(done.stdout)) == SHAPE
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), network(images), rtol=1e-5)

@@ -1,0 +1,88 @@
+"""A run's network in a file, beside the run."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from fda_jax import deploy, export
+from fda_jax.experiment import WorkdirError
+from fda_jax.experiment.release import release
+
+
+def test_a_release_answers_as_its_run_on_every_test_image(whole, tmp_path):
+    folder, result = whole
+    made = release(folder, tmp_path / "net.npz")
+    assert made.examples == result["test_examples"]
+    assert made.accuracy == made.run_accuracy == pytest.approx(result["last_test_accuracy"])
+    assert made.same == made.examples
+    assert made.largest_difference < 1e-4
+    assert made.file_bytes == (tmp_path / "net.npz").stat().st_size
+    facts = deploy.load(tmp_path / "net.npz").facts
+    assert (facts["network"], facts["method"], facts["dataset"]) == ("tiny", "fda", "digits")
+    assert facts["classes"] == list("0123456789")
+    assert (facts["seed"], facts["step"]) == (0, result["steps"])
+
+
+def test_the_best_checkpoint_can_be_taken(whole, tmp_path):
+    folder, result = whole
+    made = release(folder, tmp_path / "net.npz", checkpoint="best")
+    assert made.accuracy == pytest.approx(result["best_test_accuracy"])
+    assert made.network.facts["step"] == result["best_epoch"] * result["steps"] / result["epochs"]
+
+
+def test_another_network_in_the_file_would_be_seen(whole, tmp_path, monkeypatch):
+    load = deploy.load
+
+    def turned(path):
+        network = load(path)
+        wrong = {
+            name: np.invert(array) if name.endswith("/planes") else array
+            for name, array in network.arrays.items()
+        }
+        return dataclasses.replace(network, arrays=wrong)
+
+    monkeypatch.setattr(deploy, "load", turned)
+    made = release(whole[0], tmp_path / "net.npz")
+    assert made.largest_difference > 0.1
+
+
+def test_a_run_is_only_read(whole, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")}
+    release(whole[0], tmp_path / "net.npz")
+    assert {path: path.stat().st_mtime_ns for path in whole[0].rglob("*")} == before
+
+
+def test_what_cannot_be_released_is_refused_in_words(whole, tmp_path, monkeypatch):
+    taken = tmp_path / "taken.npz"
+    taken.write_text("mine")
+    with pytest.raises(WorkdirError, match=r"taken\.npz exists already"):
+        release(whole[0], taken)
+    assert taken.read_text() == "mine"
+    with pytest.raises(WorkdirError, match=r"no folder .*nowhere: make it"):
+        release(whole[0], tmp_path / "nowhere" / "net.npz")
+    with pytest.raises(WorkdirError, match=r"holds no run"):
+        release(tmp_path, tmp_path / "net.npz")
+    with pytest.raises(ValueError, match=r"checkpoint is 'first': use last or best"):
+        release(whole[0], tmp_path / "net.npz", checkpoint="first")
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(WorkdirError, match=r"could not be written \(No space left on device\)"):
+        release(whole[0], tmp_path / "net.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken.npz"]
+
+
+def test_the_command_says_how_small_the_file_is_and_how_it_answers(whole, tmp_path, capsys):
+    folder, result = whole
+    out = tmp_path / "net.npz"
+    assert export.main([str(folder), f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{out}: {out.stat().st_size:,} bytes, 1/" in printed
+    assert f"test accuracy {result['last_test_accuracy']:.2%}, the run's own" in printed
+    examples = result["test_examples"]
+    assert f"{examples:,} of {examples:,} answers are the same" in printed
+    assert export.main([str(folder), f"--out={out}"]) == 1
+    assert "error: " in capsys.readouterr().err
