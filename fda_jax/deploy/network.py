@@ -60,8 +60,9 @@ class PackedNetwork:
         shape, dtype = tuple(self.facts["image_shape"]), getattr(images, "dtype", None)
         if np.ndim(images) != 4 or np.shape(images)[1:] != shape or dtype != np.uint8:
             raise ValueError(
-                f"images are {dtype or type(images).__name__} of shape {np.shape(images)}, but this network takes uint8 of shape (batch, "
-                f"{', '.join(map(str, shape))}): resize them, and give pixels of 0 to 255"
+                f"images are {dtype or type(images).__name__} of shape {np.shape(images)}, but "
+                f"this network takes uint8 of shape (batch, {', '.join(map(str, shape))}): resize "
+                "them, and give pixels of 0 to 255"
             )
         return self._run(self._on_device, images)
 
