@@ -290,7 +290,10 @@ def dsq(
     The paper trains them; `learnable` does, from the same values.
     """
     if learnable:
-        return Method(weight=LearnedDSQ(alpha, window, scale), activation=LearnedDSQ(alpha, window))
+        return Method(
+            weight=LearnedDSQ(alpha, window, scale),
+            activation=LearnedDSQ(alpha, window, batched=True),
+        )
     rule = ops.DSQ(alpha, window)
     return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
 

@@ -20,6 +20,11 @@ class LearnedDSQ(nn.Module):
     Source: Gong et al. 2019, "Differentiable Soft Quantization" (arXiv 1908.05033): one bit has
       a single interval, of length u - l.
 
+    The gradient of the three parameters, a sum over n weights, or n activations of an example, is
+    divided by sqrt(n) (LSQ, arXiv 1902.08153, section 2.2). DSQ's paper says nothing of their
+    learning rate; at that of the weights the middle of the range leaves the weights of ResNet-20
+    within an epoch, and all weights of a layer have one sign.
+
     Public code keeps alpha in its range by a bound; here alpha = sigmoid of a parameter, and the
     range is held by its middle and the logarithm of its half-width, so that l < u. At inference
     the middle alone is left, as a threshold.
@@ -28,6 +33,7 @@ class LearnedDSQ(nn.Module):
       alpha: at the start, in (0, 1).
       window: half-width of the range at the start, > 0.
       scale: of weights, see `weight_scale`; no gradient flows through it. Activations use "none".
+      batched: whether the first axis is that of the examples, as activations have it.
 
     Parameters: `alpha_logit`, `middle`, `log_half_width`, all ().
 
@@ -38,6 +44,7 @@ class LearnedDSQ(nn.Module):
     alpha: float = 0.2
     window: float = 1.0
     scale: str = "none"
+    batched: bool = False
 
     def __post_init__(self) -> None:
         ops.DSQ(self.alpha, self.window)  # refuses what cannot be
@@ -51,8 +58,9 @@ class LearnedDSQ(nn.Module):
             "middle": 0.0,
             "log_half_width": math.log(self.window),
         }
+        size = math.prod(x.shape[1:]) if self.batched else x.size
         logit, middle, log_half_width = (
-            self.param(name, nn.initializers.constant(value), (), jnp.float32)
+            _slowed(self.param(name, nn.initializers.constant(value), (), jnp.float32), size)
             for name, value in start.items()
         )
         soft = self._phi(x, jax.nn.sigmoid(logit), middle, jnp.exp(log_half_width))
@@ -68,3 +76,9 @@ class LearnedDSQ(nn.Module):
         inside = wide - middle
         inside = jnp.where(jnp.abs(inside) > half_width, jnp.sign(inside) * half_width, inside)
         return jnp.tanh(steepness * inside) / (1.0 - alpha)
+
+
+def _slowed(parameter: jax.Array, size: int) -> jax.Array:
+    """The parameter, with its gradient divided by sqrt(size)."""
+    share = 1.0 / math.sqrt(max(size, 1))
+    return share * parameter + jax.lax.stop_gradient((1.0 - share) * parameter)

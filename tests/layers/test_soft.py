@@ -1,7 +1,9 @@
 """DSQ with a trained steepness and range, against float64 numpy."""
 
 import functools
+import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +50,25 @@ def test_the_signs_have_the_derivative_of_the_soft_function_by_everything_it_lea
             lambda p, name=name: np.sum(G * scale * phi(X.astype(float), **{**PARAMS, name: p})),
             start,
         )
-        np.testing.assert_allclose(of_params[name], expected, rtol=1e-3, atol=1e-3)
+        slowed = expected / math.sqrt(X.size)
+        np.testing.assert_allclose(of_params[name], slowed, rtol=1e-3, atol=1e-4)
+
+
+def test_the_gradient_of_the_range_does_not_grow_with_the_size_of_a_layer_or_a_batch() -> None:
+    def of_params(x, batched):
+        module = LearnedDSQ(batched=batched)
+
+        def total(params):
+            return jnp.sum(module.apply({"params": params}, x, train=True, progress=0.3))
+
+        return jax.grad(total)(jax.tree.map(jnp.float32, PARAMS))
+
+    # Four times the weights, each as before: the sum is four times, the gradient twice as large.
+    weights, more = of_params(X, batched=False), of_params(np.tile(X, (4, 1, 1, 1)), batched=False)
+    chex.assert_trees_all_close(more, jax.tree.map(lambda g: 2 * g, weights), rtol=1e-5)
+    # Of activations those are more examples: a sum over them, which the loss's mean divides.
+    one, four = of_params(X, batched=True), of_params(np.tile(X, (4, 1, 1, 1)), batched=True)
+    chex.assert_trees_all_close(four, jax.tree.map(lambda g: 4 * g, one), rtol=1e-5)
 
 
 def test_the_slope_at_the_ends_of_the_range_is_that_inside() -> None:
@@ -93,7 +113,7 @@ def test_activations_are_signs_of_their_own_type_and_not_a_number_stays(dtype) -
 def test_the_row_takes_the_same_start_and_no_noise_module() -> None:
     method = make_method("dsq", learnable=True, alpha=0.3, window=0.8, scale="filter")
     assert method.weight == LearnedDSQ(0.3, 0.8, "filter")
-    assert method.activation == LearnedDSQ(0.3, 0.8)
+    assert method.activation == LearnedDSQ(0.3, 0.8, batched=True)
     with pytest.raises(ValueError, match=r"noise is 'forward'.*learnable.*use noise='none'"):
         make_method("dsq", learnable=True, noise="forward")
     with pytest.raises(ValueError, match="alpha is 1"):
