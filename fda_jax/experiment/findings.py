@@ -278,8 +278,8 @@ def _no_slope(run: Run) -> Finding | None:
         f"with more than {NO_WAY_BACK:.0%} outside, what comes back through a few such layers is "
         "nearly nothing",
         "a wider --config.method.window (for fda together with a smaller --config.method.omega, "
-        "for its slope turns negative beyond pi / (2 omega N)), or a method without a window near "
-        "the start: irnet, reste",
+        "for its slope turns negative beyond pi / (2 omega N)), or a method whose slope starts "
+        "wide: irnet, reste",
     )
 
 
@@ -327,6 +327,20 @@ def _dead_channels(run: Run) -> Finding | None:
     )
 
 
+def _dead_filters(run: Run) -> Finding | None:
+    layers = _layers_above(run.looks, "dead_filters", DEAD)
+    if not layers:
+        return None
+    return Finding(
+        "Many filters are dead.",
+        f"share whose binary weights all have one sign: {layers}",
+        f"such a filter adds up its inputs and tells no pattern from another; more than {DEAD:.0%} "
+        "is capacity paid for and not used",
+        "a smaller --config.optimizer.learning_rate, a method that centres its filters "
+        "(irnet, recu), or one without a trained threshold of the weights",
+    )
+
+
 def _wild_steps(run: Run) -> Finding | None:
     layers = _layers_above(run.looks, "flips", MANY_FLIPS_A_STEP)
     if not layers:
@@ -370,6 +384,7 @@ RULES: tuple[Callable[[Run], Finding | None], ...] = (
     _no_gradient,
     _at_rest,
     _dead_channels,
+    _dead_filters,
     _wild_steps,
     _no_direction,
     _gap,
@@ -472,6 +487,7 @@ _NAMES = {
     "no_gradient": "latent weights without gradient",
     "at_rest": "latent weights at rest",
     "dead_channels": "dead channels",
+    "dead_filters": "dead filters",
 }
 
 

@@ -53,8 +53,10 @@ class Diagnosis:
         the noise module beside it are no part of the slope.
       dead_channels: share of a layer's input channels whose quantized activation has one value in
         all images and positions of the batch.
+      dead_filters: share of a layer's filters whose binary weights all have one sign at inference,
+        before the step.
 
-    The last five have an entry for each layer that has that operand.
+    The last six have an entry for each layer that has that operand.
     """
 
     loss: jax.Array
@@ -65,6 +67,7 @@ class Diagnosis:
     no_gradient: ByLayer
     outside_window: ByLayer
     dead_channels: ByLayer
+    dead_filters: ByLayer
 
     def numbers(self) -> dict[str, Any]:
         """The same as floats in dicts; what is not finite, or of no layer, is left out."""
@@ -138,6 +141,7 @@ def make_diagnosis(
             flips={name: jnp.mean(signs[name] != signs_after[name]) for name in latents},
             at_rest=_share_equal(latents, latent_weights(after.params)),
             no_gradient={n: jnp.mean(g == 0) for n, g in latent_weights(gradient).items()},
+            dead_filters={name: _share_of_one_sign(signs[name]) for name in latents},
             **_observations(changed),
         ), slopes
 
@@ -343,6 +347,11 @@ def _flat(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
 
 def _share_equal(one: ByLayer, other: ByLayer) -> dict[str, jax.Array]:
     return {name: jnp.mean(one[name] == other[name]) for name in one}
+
+
+def _share_of_one_sign(positive: jax.Array) -> jax.Array:
+    filters = positive.reshape(-1, positive.shape[-1])
+    return jnp.mean(jnp.all(filters == filters[0], axis=0))
 
 
 def _squares(tree: Any) -> jax.Array:

@@ -41,6 +41,7 @@ def healthy():
             "no_gradient": dict.fromkeys(LAYERS, 0.01),
             "outside_window": dict.fromkeys(LAYERS, 0.5),
             "dead_channels": dict.fromkeys(LAYERS, 0.0),
+            "dead_filters": dict.fromkeys(LAYERS, 0.0),
             "cosine": 0.3 + 0.01 * (epoch % 5),
         }
         for epoch in range(EPOCHS)
@@ -142,6 +143,11 @@ ILLNESSES = {
         lambda story: one_layer(story, "dead_channels", 0.4),
         "channels are dead",
         "optimizer.decay_groups",
+    ),
+    "dead filters": (
+        lambda story: one_layer(story, "dead_filters", 1.0),
+        "filters are dead",
+        "optimizer.learning_rate",
     ),
     "wild steps": (
         lambda story: one_layer(story, "flips", 0.2),

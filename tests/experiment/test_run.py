@@ -231,7 +231,14 @@ def test_a_run_that_is_looked_at_ends_as_one_that_is_not(whole, tmp_path, monkey
     for look in looks:
         assert 0 < look["gradient_norm"] < 100
         assert -1 <= look["cosine"] <= 1
-        for name in ("flips", "at_rest", "no_gradient", "outside_window", "dead_channels"):
+        for name in (
+            "flips",
+            "at_rest",
+            "no_gradient",
+            "outside_window",
+            "dead_channels",
+            "dead_filters",
+        ):
             assert set(look[name]) == {"stage1_block1/conv1", "stage1_block1/conv2"}
             assert all(0 <= share <= 1 for share in look[name].values())
     # What the first step of all starts from is the same for both.

@@ -288,6 +288,16 @@ def test_a_dead_channel_has_one_value_whatever_the_signs_of_the_levels(examples)
     assert found["dead_channels"] == {"dense": pytest.approx(2 / 18)}
 
 
+def test_a_dead_filter_has_one_sign_whichever_it_is(examples):
+    state = start(METHOD, optax.sgd(RATE))
+    latent = state.params["dense"]["latent_kernel"]
+    assert look(state, examples)[0]["dead_filters"] == {"dense": 0.0}
+    one_sign = latent.at[:, 0].set(jnp.abs(latent[:, 0])).at[:, 1].set(-jnp.abs(latent[:, 1]))
+    params = {**state.params, "dense": {**state.params["dense"], "latent_kernel": one_sign}}
+    found, _ = look(state.replace(params=params), examples)
+    assert found["dead_filters"] == {"dense": pytest.approx(2 / latent.shape[1])}
+
+
 @pytest.mark.parametrize("name", layers.METHODS)
 def test_every_method_has_the_diagnostics_of_the_operands_that_it_makes_binary(name):
     method = layers.make_method(name)
@@ -296,6 +306,7 @@ def test_every_method_has_the_diagnostics_of_the_operands_that_it_makes_binary(n
     weights = names if method.weight is not None else set()
     activations = names if method.activation is not None else set()
     assert set(found.flips) == set(found.at_rest) == set(found.no_gradient) == weights
+    assert set(found.dead_filters) == weights
     assert set(slopes) == weights
     assert set(found.outside_window) == set(found.dead_channels) == activations
 
