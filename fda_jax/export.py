@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fda_jax.experiment import USER_ERRORS
-from fda_jax.experiment.release import Release, release
 from fda_jax.experiment.saved import CHECKPOINTS
+from fda_jax.experiment.shipping import Release, release
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,9 +3,9 @@
 from fda_jax.experiment.diagnose import NonFiniteError
 from fda_jax.experiment.folder import WorkdirError
 from fda_jax.experiment.memory import Epoch, epochs
-from fda_jax.experiment.release import Release, release
 from fda_jax.experiment.run import evaluate, train
 from fda_jax.experiment.setup import Experiment, build
+from fda_jax.experiment.shipping import Release, release
 from fda_jax.training.checkpoints import CheckpointError
 
 # What a user can mend; anything else is a fault of the program and keeps its traceback.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,12 @@ class SavedRun:
         Raises:
           CheckpointError: the checkpoint is damaged, or of another network.
         """
-        (state, *_), _ = self.checkpoints.restore(start(self.experiment).arrays(), step)
+        (state, *_), _ = self.checkpoints.restore(self._start, step)
         return state
+
+    @functools.cached_property
+    def _start(self) -> Any:
+        return start(self.experiment).arrays()
 
 
 @contextlib.contextmanager

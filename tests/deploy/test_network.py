@@ -12,7 +12,7 @@ import pytest
 
 from fda_jax import deploy
 from fda_jax.layers import make_method
-from tests.deploy.test_freeze import SHAPE, frozen, pictures, tiny, trained
+from tests.deploy.test_freezing import SHAPE, frozen, pictures, tiny, trained
 
 
 @pytest.fixture(scope="module")

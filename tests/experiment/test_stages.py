@@ -20,7 +20,7 @@ from ml_collections import config_flags
 from fda_jax import experiment, layers
 from fda_jax.experiment import inherit, loop, setup, stages, tables
 from fda_jax.experiment.folder import RunFolder, WorkdirError
-from fda_jax.experiment.release import release
+from fda_jax.experiment.shipping import release
 from fda_jax.training.checkpoints import Checkpoints
 from fda_jax.training.state import init_state
 from tests.conftest import REPOSITORY, small_config

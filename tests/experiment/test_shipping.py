@@ -7,7 +7,7 @@ import pytest
 
 from fda_jax import deploy, export
 from fda_jax.experiment import WorkdirError
-from fda_jax.experiment.release import release
+from fda_jax.experiment.shipping import release
 
 
 def test_a_release_answers_as_its_run_on_every_test_image(whole, tmp_path):
