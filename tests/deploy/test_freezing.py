@@ -11,7 +11,7 @@ from fda_jax import data, deploy, models
 from fda_jax.layers import METHODS, make_method
 
 # One of each kind; the others are of the same parts and wait for the slow tests.
-QUICK = {"fda", "full_precision", "adabin", "rbnn", "tbn"}
+QUICK = {"fda", "full_precision", "rbnn"}
 METHODS_OF_A_BIT = set(METHODS) - {"full_precision"}
 MEAN, STD = (0.5,), (0.25,)
 SHAPE = (8, 8, 1)
@@ -68,7 +68,7 @@ def test_a_frozen_network_answers_as_its_model(method, key):
     ("knobs", "bits"),
     [
         ({"method": "abc_net", "weight_bases": 3}, 2),
-        ({"method": "dorefa", "weight_bits": 3}, 3),
+        pytest.param({"method": "dorefa", "weight_bits": 3}, 3, marks=pytest.mark.slow),
         pytest.param({"method": "fda", "scale": "filter"}, 1, marks=pytest.mark.slow),
     ],
 )
@@ -105,10 +105,16 @@ def test_a_network_of_16_bit_arithmetic_can_be_frozen(key):
     np.testing.assert_allclose(network(pictures(SHAPE, key)), wanted, rtol=0.05, atol=0.05)
 
 
-def test_nothing_of_the_training_is_left(key):
+@pytest.fixture(scope="module")
+def fda():
+    """Variables of a network, and the frozen one."""
     model = tiny(method=make_method("fda"))
-    variables = trained(model, SHAPE, key)
-    network = frozen(model, variables, SHAPE)
+    variables = trained(model, SHAPE, jax.random.key(0))
+    return variables, frozen(model, variables, SHAPE)
+
+
+def test_nothing_of_the_training_is_left(fda):
+    variables, network = fda
     assert not [name for name in network.arrays if "latent" in name or "noise" in name]
     parameters = models.count_parameters(variables["params"])
     statistics = sum(leaf.size for leaf in jax.tree.leaves(variables["batch_stats"]))
@@ -118,10 +124,9 @@ def test_nothing_of_the_training_is_left(key):
     assert b".py" not in network.program
 
 
-def test_the_weights_are_those_of_the_model(key):
-    model = tiny(method=make_method("fda"))
-    variables = trained(model, SHAPE, key)
-    weights = frozen(model, variables, SHAPE).weights()
+def test_the_weights_are_those_of_the_model(fda):
+    variables, network = fda
+    weights = network.weights()
     assert weights.keys() == {"stage1_block1/conv1", "stage1_block1/conv2"}
     latent = variables["params"]["stage1_block1"]["conv2"]["latent_kernel"]
     wanted = np.where(latent > 0, 1.0, -1.0) * np.mean(np.abs(latent))

@@ -363,6 +363,7 @@ def test_a_sweep_that_is_stopped_goes_on_and_ends_as_if_its_runs_were_trained_al
     assert f"# Which is it? ({mark})" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_flips_are_not_counted_where_nobody_asks(tmp_path):
     asked = sweep.read(write(tmp_path, [{"method": "ste"}]), [*SMALL, "eval.flips=false"])
     sweep.train(asked, tmp_path / "w")

@@ -16,7 +16,9 @@ IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
 PROGRESS = 0.3
 
 
-@pytest.fixture(scope="module", params=["fda", "xnor_net_pp", "bnn_plus"])
+@pytest.fixture(
+    scope="module", params=["fda", pytest.param("xnor_net_pp", marks=pytest.mark.slow), "bnn_plus"]
+)
 def network(request):
     method = make_method(request.param)
     model = models.build("resnet_digits", num_classes=3, method=method)

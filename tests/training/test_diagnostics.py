@@ -311,6 +311,7 @@ def test_every_method_has_the_diagnostics_of_the_operands_that_it_makes_binary(n
     assert set(found.outside_window) == set(found.dead_channels) == activations
 
 
+@pytest.mark.slow
 def test_a_transformer_has_them_for_each_of_its_linear_layers():
     method = layers.make_method("fda")
     model = models.VisionTransformer(

@@ -20,7 +20,12 @@ TREE = {
 }
 SHAPE = (8, 8, 1)
 # Latent rules, penalties, modules of their own, parameters and state of a quantizer.
-METHODS = ("fda", "xnor_net_pp", "bnn_plus", "bop", "proxquant", "adabin")
+METHODS = [
+    "fda",
+    "proxquant",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("xnor_net_pp", "bnn_plus", "bop")),
+    pytest.param("adabin", marks=pytest.mark.slow),
+]
 
 
 def test_a_packed_tree_holds_one_vector_for_each_group_and_gives_the_tree_back():
