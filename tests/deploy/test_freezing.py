@@ -15,7 +15,7 @@ QUICK = {"fda", "full_precision", "rbnn"}
 METHODS_OF_A_BIT = set(METHODS) - {"full_precision"}
 MEAN, STD = (0.5,), (0.25,)
 SHAPE = (8, 8, 1)
-NETWORKS = {"resnet8": 32, "vgg_small": 32, "vit_digits": 8, "resnet18": 32}
+NETWORKS = {"vgg_small": 32, "vit_digits": 8, "resnet18": 32}
 
 tiny = functools.partial(models.ResNet, stage_sizes=(1,), widths=(8,), num_classes=3)
 several = pytest.mark.parametrize(
