@@ -55,16 +55,16 @@ def freeze(
 
     Laws: logits are those of `model.apply(variables, normalised images)`.
     """
-    arrays, binary = _packed(_kernels(model, variables, image_shape))
+    kernels = _kernels(model, variables, image_shape)
+    _check_finite(kernels)
+    arrays, binary = _packed(kernels)
     real = {
         "/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()
     }
     predict = _program(model, real, binary, mean, std)
     # What inference does not read, such as latent weights, is no part of the file.
     used = _used(predict, {**arrays, **real}, image_shape)
-    wrong = [name for name, array in used.items() if not np.all(np.isfinite(array))]
-    if wrong:
-        raise ValueError(f"{wrong[0]} holds numbers that are not finite: the network is broken")
+    _check_finite({name: array for name, array in used.items() if name in real})
     (batch,) = export.symbolic_shape("batch")
     program = _exported(predict, used, (batch, *image_shape))
     described = {
@@ -88,6 +88,16 @@ def _kernels(
 
     found = cast(dict[Any, Any], flatten_dict(quantize(variables)["effective_weights"]))
     return {"/".join(path[:-1]): np.asarray(sown) for path, (sown,) in found.items()}
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        count = int(np.sum(~np.isfinite(array)))
+        if count:
+            raise ValueError(
+                f"{name} holds {count} numbers that are not finite, so the network has no answer: "
+                "take an earlier checkpoint, or train it again"
+            )
 
 
 def _packed(kernels: Mapping[str, np.ndarray]) -> tuple[Arrays, dict[str, Any]]:

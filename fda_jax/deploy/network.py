@@ -142,7 +142,7 @@ def load(path: str | Path) -> PackedNetwork:
     try:
         with np.load(path, allow_pickle=False) as file:
             entries = {name: file[name] for name in file.files}
-        facts = json.loads(entries.pop(_FACTS).tobytes())
+        facts = dict(json.loads(entries.pop(_FACTS).tobytes()))
         program = entries.pop(_PROGRAM).tobytes()
     except FileNotFoundError:
         raise

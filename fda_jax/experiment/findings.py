@@ -28,7 +28,7 @@ MANY_FLIPS = 0.2
 MANY_FLIPS_A_STEP = 0.05
 # Of activations or weights: what is left reaches nearly no weight after a few layers.
 NO_WAY_BACK = 0.9
-# Of channels: a channel of one sign is a constant, and its weights a bias.
+# Of channels and filters: a channel of one value is a constant, and a filter of one a sum.
 DEAD = 0.25
 # Of latent weights that stay where they are.
 AT_REST = 0.9
@@ -333,7 +333,7 @@ def _dead_filters(run: Run) -> Finding | None:
         return None
     return Finding(
         "Many filters are dead.",
-        f"share whose binary weights all have one sign: {layers}",
+        f"share whose binary weights all have one value: {layers}",
         f"such a filter adds up its inputs and tells no pattern from another; more than {DEAD:.0%} "
         "is capacity paid for and not used",
         "a smaller --config.optimizer.learning_rate, a method that centres its filters "

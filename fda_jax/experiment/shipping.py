@@ -74,7 +74,9 @@ def release(
     with saved.opened(None, workdir, data_dir=data_dir) as trained:
         step = trained.step(checkpoint)
         if step is None:
-            raise WorkdirError(f"the folder {workdir} has no checkpoint {checkpoint!r}")
+            raise WorkdirError(
+                f"the folder {workdir} has no checkpoint {checkpoint!r}: use 'last', or train on"
+            )
         variables = jax.device_get(trained.state(step).inference_variables())
         experiment, facts = trained.experiment, _facts(trained, Path(workdir), step)
     network = deploy.freeze(

@@ -144,7 +144,7 @@ class EDE(Estimator):
     Twin:  k tanh(t clip(x, -window, window))
     Source: Qin et al. 2020 (arXiv 1909.10788). t grows from `t_start` to `t_end` in equal ratios.
       The authors' code runs ResNet-20 from 1e-3 and VGG-Small from 1e-1, both to 10. A window of 1
-      is that of the hardtanh which their networks have in front of every binary layer.
+      is that of the hardtanh which their CIFAR-10 networks have before every binary layer.
 
     Attributes:
       t_start: steepness at progress 0, per unit of x, > 0.

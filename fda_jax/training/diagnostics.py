@@ -53,7 +53,7 @@ class Diagnosis:
         the noise module beside it are no part of the slope.
       dead_channels: share of a layer's input channels whose quantized activation has one value in
         all images and positions of the batch.
-      dead_filters: share of a layer's filters whose binary weights all have one sign at inference,
+      dead_filters: share of a layer's filters whose binary weights all have one value at inference,
         before the step.
 
     The last six have an entry for each layer that has that operand.
@@ -133,15 +133,15 @@ def make_diagnosis(
         )
         value, (gradient, slopes) = _mean((value, gradients), axis_name)
         after = update(dataclasses.replace(state, ema={}), gradient, changed.get("batch_stats", {}))
-        signs, signs_after = (_signs(model, s, images.shape[-3:]) for s in (state, after))
+        kernels, later = (_kernels(model, s, images.shape[-3:]) for s in (state, after))
         return Diagnosis(
             loss=value,
             gradient_norm=jnp.sqrt(_squares(gradient)),
             gradient_variance=variance(state, examples),
-            flips={name: jnp.mean(signs[name] != signs_after[name]) for name in latents},
+            flips={n: jnp.mean((kernels[n] > 0) != (later[n] > 0)) for n in latents},
             at_rest=_share_equal(latents, latent_weights(after.params)),
             no_gradient={n: jnp.mean(g == 0) for n, g in latent_weights(gradient).items()},
-            dead_filters={name: _share_of_one_sign(signs[name]) for name in latents},
+            dead_filters={name: _share_of_one_value(kernels[name]) for name in latents},
             **_observations(changed),
         ), slopes
 
@@ -332,13 +332,13 @@ def _observations(changed: Mapping[str, Any]) -> dict[str, dict[str, jax.Array]]
     return found
 
 
-def _signs(
+def _kernels(
     model: nn.Module, state: TrainState, image_shape_hwc: tuple[int, ...]
 ) -> dict[str, jax.Array]:
-    """Where the effective weights of each layer are above 0."""
+    """The effective weights of each layer."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     kernels = _flat(effective_weights(model, variables, image_shape_hwc))
-    return {"/".join(path[:-1]): kernel > 0 for path, (kernel,) in kernels.items()}
+    return {"/".join(path[:-1]): kernel for path, (kernel,) in kernels.items()}
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -349,8 +349,8 @@ def _share_equal(one: ByLayer, other: ByLayer) -> dict[str, jax.Array]:
     return {name: jnp.mean(one[name] == other[name]) for name in one}
 
 
-def _share_of_one_sign(positive: jax.Array) -> jax.Array:
-    filters = positive.reshape(-1, positive.shape[-1])
+def _share_of_one_value(kernel: jax.Array) -> jax.Array:
+    filters = kernel.reshape(-1, kernel.shape[-1])
     return jnp.mean(jnp.all(filters == filters[0], axis=0))
 
 

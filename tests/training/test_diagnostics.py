@@ -298,6 +298,16 @@ def test_a_dead_filter_has_one_sign_whichever_it_is(examples):
     assert found["dead_filters"] == {"dense": pytest.approx(2 / latent.shape[1])}
 
 
+def test_a_filter_of_two_values_of_one_sign_is_not_dead(examples):
+    method = layers.make_method("adabin")
+    state = start(method, optax.sgd(RATE))
+    # AdaBin's values are mean +- spread of the filter: here both are above 0.
+    latent = 3.0 + state.params["dense"]["latent_kernel"]
+    params = {**state.params, "dense": {**state.params["dense"], "latent_kernel": latent}}
+    found, _ = look(state.replace(params=params), examples, method)
+    assert found["dead_filters"] == {"dense": 0.0}
+
+
 @pytest.mark.parametrize("name", layers.METHODS)
 def test_every_method_has_the_diagnostics_of_the_operands_that_it_makes_binary(name):
     method = layers.make_method(name)
