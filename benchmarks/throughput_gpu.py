@@ -9,8 +9,10 @@ the same weights, and the loss of their first batch is compared.
 
 Needs jax, flax, optax, orbax-checkpoint, tensorboardX and numpy and, for the peer, torch. It ends
 before --seconds whatever happens: what would not fit is left out and named, and the record is
-written after each part. --parts runs some of them, e.g. when one was left out. --ahead lets the
-sides of all parts compile side by side, --hold while something else uses the card.
+written after each part. --parts runs some of them, e.g. when one was left out. --at-once lets the
+sides of several parts compile side by side. With --hold something else may use the card meanwhile:
+when all sides of a group are ready, it says so and waits for a file; it removes the file when their
+turns are over.
 
     python benchmarks/throughput_gpu.py --out=runs/throughput_gpu
     python benchmarks/throughput_gpu.py --out=runs/throughput_gpu --parts resnet18 f32_1024
@@ -25,7 +27,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -50,9 +52,6 @@ CHECK_LIMITS = {"resnet20": 0.02, "resnet18": 0.05}
 LEAST_SECONDS = 45
 # Share of a part's time in which its sides must be ready.
 READY = 0.75
-# Seconds for which sides that compiled ahead are still waited for when the card is free.
-GRACE = 30
-
 
 # Sides on their way, by name; a word instead of one that did not start.
 Starts = Mapping[str, "Future[sides.Side | sides.Company | str]"]
@@ -101,11 +100,11 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
     parser.add_argument("--serial", action="store_true", help="start the sides one by one")
     parser.add_argument(
-        "--ahead",
-        action="store_true",
-        help="start the sides of all parts at once, before the first turn; the card must hold all",
+        "--at-once", type=int, default=1, help="parts whose sides compile side by side"
     )
-    parser.add_argument("--hold", type=Path, help="take no turn before this file exists")
+    parser.add_argument(
+        "--hold", type=Path, help="take turns only once this file exists, then remove it"
+    )
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
     if jax.default_backend() != "gpu" and not args.tiny:
@@ -127,29 +126,21 @@ def run(
     unknown = set(args.parts or ()) - set(parts)
     if unknown:
         parser.error(f"no parts {sorted(unknown)}: there are {', '.join(parts)}")
-    with contextlib.ExitStack() as stack:
-        ahead: dict[str, Starts] = {}
-        begun: list[sides.Side] = []
-        if args.ahead:
-            names = args.parts or parts
-            ahead = {n: start_sides(parts[n], deadline, args, stack, begun) for n in names}
-        started = [side for starts in ahead.values() for side in starts.values()]
-        said = False
-        while args.hold and not args.hold.exists():
-            if not said and all(side.done() for side in started):
-                said = True
-                print("no side is compiling", flush=True)
-            time.sleep(0.5)
-        wait(started, GRACE if args.hold else None)  # who compiles too long ends by itself
-        for side in begun:
-            if not side.facts:
-                side.close()  # what compiles tries kernels out, on the card that the others need
-        results: dict[str, Any] = {"matmul_tflops": matmul_tflops(128 if args.tiny else 8192)}
-        for name in args.parts or parts:
-            left = deadline - time.monotonic()
-            seconds = 3600 if args.tiny else min(left, parts[name].seconds)
-            results[name] = run_part(parts[name], seconds, args, ahead.get(name))
-            print(f"{name}: {describe(results[name])}", flush=True)
+    names = list(args.parts or parts)
+    if args.seconds < LEAST_SECONDS and not args.tiny:
+        parser.error(f"--seconds={args.seconds:g}: give a part {LEAST_SECONDS} at least")
+    if args.at_once < 1:
+        parser.error(f"--at-once={args.at_once}: a group has one part at least")
+    results: dict[str, Any] = {}
+    for first in range(0, len(names), args.at_once):
+        group = names[first : first + args.at_once]
+        left = deadline - time.monotonic()
+        seconds = min(left, sum(parts[name].seconds for name in group))
+        for name, result in run_group(
+            {name: parts[name] for name in group}, 3600 if args.tiny else seconds, args, results
+        ):
+            results[name] = result
+            print(f"{name}: {describe(result)}", flush=True)
             path = make_record(results, parts, args).write(args)
     print(path)
 
@@ -231,20 +222,41 @@ def matmul_tflops(size: int) -> float:
     return 2 * size**3 * count / (time.perf_counter() - begin) / 1e12
 
 
-def run_part(
-    part: Part, seconds: float, args: argparse.Namespace, ahead: Starts | None
-) -> dict[str, Any]:
-    """Start the sides, or take those started ahead, and let them take turns until the time is up;
-    what came out, by side."""
-    if ahead is None and seconds < LEAST_SECONDS:
-        return {"skipped": f"{max(seconds, 0):.0f} of the {args.seconds:.0f} seconds were left"}
+def run_group(
+    parts: Mapping[str, Part], seconds: float, args: argparse.Namespace, results: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Start the sides of some parts, then let those of one part after the other take turns; what
+    came out, by part. The first group measures the chip's practical peak, into `results`."""
+    if seconds < LEAST_SECONDS:
+        said = f"{max(seconds, 0):.0f} of the {args.seconds:.0f} seconds were left"
+        yield from ((name, {"skipped": said}) for name in parts)
+        return
     end = time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
-        starts = start_sides(part, end, args, stack, []) if ahead is None else ahead
+        starts = {name: start_sides(part, end, args, stack) for name, part in parts.items()}
+        wait([side for sides_of in starts.values() for side in sides_of.values()])
+        if args.hold:
+            print(f"{', '.join(parts)}: no side is compiling, waiting for {args.hold}", flush=True)
+            while not args.hold.exists() and time.monotonic() < end:
+                time.sleep(0.2)
+            stack.callback(args.hold.unlink, missing_ok=True)
+        if "matmul_tflops" not in results:
+            results["matmul_tflops"] = matmul_tflops(128 if args.tiny else 8192)
+        for name, sides_of in starts.items():
+            yield (
+                name,
+                take_turns({key: side.result() for key, side in sides_of.items()}, end, args),
+            )
+
+
+def take_turns(
+    started: Mapping[str, sides.Side | sides.Company | str], end: float, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Let the sides of a part take turns until `end`; what came out, by side."""
+    with contextlib.ExitStack() as stack:
         results: dict[str, Any] = {}
         turns: dict[str, Callable[[], Mapping[str, Any]]] = {}
-        for name, future in starts.items():
-            side = future.result()
+        for name, side in started.items():
             if isinstance(side, str):
                 results[name] = {"failed": side}
                 continue
@@ -268,22 +280,15 @@ def run_part(
 
 
 def start_sides(
-    part: Part,
-    end: float,
-    args: argparse.Namespace,
-    stack: contextlib.ExitStack,
-    begun: list[sides.Side],
+    part: Part, end: float, args: argparse.Namespace, stack: contextlib.ExitStack
 ) -> Starts:
-    """Start the sides of a part in threads of their own, which `stack` ends; their processes are
-    put into `begun`."""
+    """Start the sides of a part in threads of their own, which `stack` ends."""
     pool = stack.enter_context(ThreadPoolExecutor(1 if args.serial else len(part.sides)))
-    return {
-        name: pool.submit(start, name, task, end, args, begun) for name, task in part.sides.items()
-    }
+    return {name: pool.submit(start, name, task, end, args) for name, task in part.sides.items()}
 
 
 def start(
-    name: str, task: Task, end: float, args: argparse.Namespace, begun: list[sides.Side]
+    name: str, task: Task, end: float, args: argparse.Namespace
 ) -> sides.Side | sides.Company | str:
     """Start a side that is killed at `end`; or why it did not start."""
     ours = not name.startswith("torch")
@@ -293,8 +298,8 @@ def start(
     # A side that is slow to start must leave the others time for their turns.
     text = json.dumps({**dataclasses.asdict(task), "ready_seconds": int(READY * limit)})
     command = ["timeout", "--signal=KILL", str(limit), program, str(worker), text]
-    members = [sides.Side(command, wait=False) for _ in range(task.processes)]
-    begun += members
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": str(memory_share(task))} if ours else None
+    members = [sides.Side(command, environment, wait=False) for _ in range(task.processes)]
     try:
         for member in members:
             member.wait()
@@ -307,6 +312,15 @@ def start(
     of = f"{task.network}, batch {task.batch}, {task.dtype}"
     print(f"{name} ({of}) is ready after {seconds:.0f} s", flush=True)
     return members[0] if task.processes == 1 else sides.Company(members)
+
+
+def memory_share(task: Task) -> float:
+    """Share of the card's memory that a process of ours may take, of 80 GB several times what its
+    program needs: a process keeps what XLA's search for the fastest convolutions once took, and
+    the card must hold the sides of several parts."""
+    if task.side_px > 32:
+        return 0.2
+    return 0.1 if task.batch > 128 else 0.06
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, float]:

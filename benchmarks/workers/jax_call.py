@@ -74,22 +74,24 @@ class Runner:
     def __init__(self, task: Task) -> None:
         self._task, self._rng = task, np.random.default_rng(0)
         self._shape = (task.side_px, task.side_px, 3)
-        self.setting = steps.make_setting(
-            task.network,
-            task.method,
-            task.batch,
-            image_shape_hwc=self._shape,
-            dtype=task.dtype,
-            axis_name=devices.AXIS,
-            sizes={"stage_sizes": (task.blocks,) * 3} if task.network == "resnet20" else None,
-        )
+        with jax.default_device(jax.devices("cpu")[0]):  # quick to compile what runs once there
+            self.setting = steps.make_setting(
+                task.network,
+                task.method,
+                task.batch,
+                image_shape_hwc=self._shape,
+                dtype=task.dtype,
+                axis_name=devices.AXIS,
+                sizes={"stage_sizes": (task.blocks,) * 3} if task.network == "resnet20" else None,
+            )
+            start, self._key = (self.setting.state, Metrics.zero()), self.setting.key
+            if task.seeds > 1:
+                self._key = jax.vmap(jax.random.key)(jnp.arange(task.seeds))
+                start = jax.vmap(self._start)(self._key)
         examples = steps.random_batch(task.examples, self._shape)
         call = make_train_call(self.setting.train_step, steps_per_call=task.steps_per_call)
         self._examples = devices.replicate((examples.images, examples.labels))
-        start, self._key = (self.setting.state, Metrics.zero()), self.setting.key
         if task.seeds > 1:
-            self._key = jax.vmap(jax.random.key)(jnp.arange(task.seeds))
-            start = jax.vmap(self._start)(self._key)
             call = jax.vmap(call, in_axes=(0, 0, None, None, 0, None, 0))
         self._state, self._totals = devices.replicate(start)
         self._call = devices.parallel(
@@ -140,7 +142,6 @@ class Runner:
         model, state = self.setting.model.clone(axis_name=None), self.setting.state
         batch = self.setting.batch
 
-        @jax.jit
         def loss(params: Any, batch_stats: Any) -> jax.Array:
             logits, _ = model.apply(
                 {"params": params, "batch_stats": batch_stats},
@@ -151,7 +152,9 @@ class Runner:
             )
             return jnp.mean(cross_entropy(logits, batch.labels, label_smoothing=0.0))
 
-        return float(loss(state.params, state.batch_stats))
+        # A program that runs once is not worth a search for its fastest convolutions.
+        options = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else None
+        return float(jax.jit(loss, compiler_options=options)(state.params, state.batch_stats))
 
 
 def flops_per_step(setting: steps.Setting) -> float:
