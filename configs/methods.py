@@ -19,6 +19,7 @@ NOISE = {
     "noise_shortcut_slope": 0.1,  # a, section 3.2
     "noise_reduction": 64,  # k, by which its hidden layer is narrower; section 2.3
     "noise_schedule": "cosine",  # of alpha, which ends at 0; or "linear", "constant"
+    "noise_end": 1.0,  # share of the training after which alpha is 0, in (0, 1]
     "noise_weight_axis": "filter",  # d, not in the paper; or "channels" (of a position)
     "noise_activation_axis": "channels",  # likewise (of a pixel); or "pixels" (of a channel)
 }

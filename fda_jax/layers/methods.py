@@ -96,6 +96,7 @@ def takes_noise(reading: str) -> Callable[[Row], Row]:
             noise_shortcut_slope: float = 0.1,
             noise_reduction: int = 64,
             noise_schedule: str = "cosine",
+            noise_end: float = 1.0,
             noise_weight_axis: str = "filter",
             noise_activation_axis: str = "channels",
             **knobs: Any,
@@ -110,6 +111,7 @@ def takes_noise(reading: str) -> Callable[[Row], Row]:
                 reduction=noise_reduction,
                 reading=noise,
                 schedule=noise_schedule,
+                end=noise_end,
                 weight_axis=noise_weight_axis,
                 activation_axis=noise_activation_axis,
             )

@@ -36,6 +36,7 @@ class Noise:
         or the input "channels" at one position of a filter.
       activation_axis: what a vector t of activations is: the "channels" of a pixel, or the "pixels"
         of a channel.
+      end: share of the training after which alpha is 0, in (0, 1].
 
     Raises:
       ValueError: an attribute out of its range.
@@ -49,6 +50,7 @@ class Noise:
     schedule: str = "cosine"
     weight_axis: str = "filter"
     activation_axis: str = "channels"
+    end: float = 1.0
 
     def __post_init__(self) -> None:
         _check_choice("noise reading", self.reading, NOISE_READINGS)
@@ -60,6 +62,10 @@ class Noise:
             raise ValueError(f"noise reduction is {self.reduction}: use a whole number >= 1")
         if not self.scale >= 0:
             raise ValueError(f"noise scale is {self.scale}: use a number >= 0, e.g. 0.1")
+        if not 0 < self.end <= 1:
+            raise ValueError(
+                f"noise end is {self.end}: use a share of the training in (0, 1], 1 for all of it"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +150,7 @@ class NoiseAdaptation(nn.Module):
             self.noise.shortcut,
             self.noise.shortcut_slope,
         )
-        alpha = ops.noise_scale(progress, self.noise.scale, self.noise.schedule)
+        alpha = ops.noise_scale(progress, self.noise.scale, self.noise.schedule, self.noise.end)
         return alpha.astype(t.dtype) * estimate
 
 

@@ -135,18 +135,22 @@ def hidden_width(features: int, reduction: int) -> int:
     return max(1, features // reduction if features >= reduction else features // 4)
 
 
-def noise_scale(progress: jax.Array | float, start: float, schedule: str = "cosine") -> jax.Array:
+def noise_scale(
+    progress: jax.Array | float, start: float, schedule: str = "cosine", end: float = 1.0
+) -> jax.Array:
     """Strength alpha of the noise module, from `start` to exactly 0.
 
-    Forward: start (1 + cos(pi progress)) / 2 ("cosine"), start (1 - progress) ("linear") or start
-      until progress 1 ("constant")
-    Source:  [FDA Eq. 14] asks for a decrease to 0 and leaves its shape open; the cosine is
-      BiBench's, the constant shows what the decrease is worth.
+    Forward: with p = progress / end, start (1 + cos(pi p)) / 2 ("cosine"), start (1 - p)
+      ("linear") or start ("constant") while p < 1, then 0
+    Source:  [FDA Eq. 14] asks for a decrease to 0 "at the end of the training" and leaves its
+      shape open; the cosine is BiBench's, the constant shows what the decrease is worth. An earlier
+      end is ours: the network then learns for a while as it will be in inference.
 
     Args:
       progress: finished share of training, scalar in [0, 1]; may be traced.
       start: alpha at progress 0; 0.1 by default in the methods.
       schedule: one of `NOISE_SCHEDULES`.
+      end: progress from which on alpha is 0, in (0, 1].
 
     Returns:
       float32 scalar.
@@ -154,7 +158,7 @@ def noise_scale(progress: jax.Array | float, start: float, schedule: str = "cosi
     Raises:
       ValueError: an unknown schedule.
     """
-    progress = jnp.asarray(progress, jnp.float32)
+    progress = jnp.asarray(progress, jnp.float32) / end
     match schedule:
         case "cosine":
             alpha = 0.5 * start * (1.0 + jnp.cos(math.pi * progress))

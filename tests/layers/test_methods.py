@@ -103,11 +103,12 @@ def test_knobs_reach_the_rule_and_the_noise_module() -> None:
         noise_shortcut_slope=0.4,
         noise_reduction=8,
         noise_schedule="linear",
+        noise_end=0.75,
         noise_weight_axis="channels",
         noise_activation_axis="pixels",
     )
     rule = ops.Fourier(0.2, 0.5, 2, 3)
-    noise = Noise(0.7, "linear", 0.4, 8, "backward", "linear", "channels", "pixels")
+    noise = Noise(0.7, "linear", 0.4, 8, "backward", "linear", "channels", "pixels", 0.75)
     assert method == Method(Quantizer(rule, "filter", noise), Quantizer(rule, noise=noise))
 
 

@@ -129,6 +129,16 @@ def test_every_schedule_of_alpha_ends_at_exactly_zero(schedule: str, middle: flo
     np.testing.assert_allclose(noise_scale(0.25, 1.4, schedule), quarter, rtol=1e-6)
 
 
+@pytest.mark.parametrize("schedule", NOISE_SCHEDULES)
+def test_alpha_can_be_gone_before_the_training_ends(schedule: str) -> None:
+    progress = np.linspace(0, 1, 101)
+    early = np.asarray(noise_scale(progress, 1.4, schedule, 0.4))
+    assert np.all(early[40:] == 0.0)
+    assert np.all(early[:40] > 0.0)
+    whole = np.asarray(noise_scale(progress[:40] / 0.4, 1.4, schedule))
+    np.testing.assert_allclose(early[:40], whole, rtol=1e-5)
+
+
 def test_an_unknown_schedule_is_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match="schedule is 'step': use one of cosine, linear, constant"):
         noise_scale(0.0, 0.1, "step")
