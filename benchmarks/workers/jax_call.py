@@ -48,6 +48,7 @@ class Task:
       evaluate: also time an evaluation of 10,000 images.
       mode: of torch.compile, or "eager"; for the PyTorch worker.
       variables: file of initial weights; for the PyTorch worker.
+      xla_flags: for XLA, beside those of the environment; for who starts the worker.
       ready_seconds: the worker ends if it is not ready for its first turn by then; 0 for never.
     """
 
@@ -65,6 +66,7 @@ class Task:
     evaluate: bool = False
     mode: str = "default"
     variables: str = ""
+    xla_flags: str = ""
     ready_seconds: float = 0
 
 

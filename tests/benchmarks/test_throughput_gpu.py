@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import throughput_gpu
@@ -59,10 +60,19 @@ def test_every_part_is_measured_and_the_sides_of_a_group_start_together(log, mon
         "resnet20, batch 1024, float32",
     ]
     assert {row[4] for row in record["tables"][0]["rows"]} == {3.0}
+    assert [row[0] for row in record["tables"][1]["rows"]] == [
+        "1",
+        "2",
+        "3",
+        "5",
+        "1, a graph a step",
+        "5, a graph a step",
+    ]
     starts = [i for i, (what, *_) in enumerate(log) if what == "start"]
     first_turn = next(i for i, (what, *_) in enumerate(log) if what == "turn")
-    # The sides of two parts; the first has three numbers of seeds beside ours and the peer.
-    assert sum(i < first_turn for i in starts) == (2 + 3) + 2
+    # The sides of two parts. The first has three numbers of seeds beside ours and the peer, and two
+    # sides whose step is one graph.
+    assert sum(i < first_turn for i in starts) == (2 + 3 + 2) + 2
     assert sum(what == "turn" for what, *_ in log) == 2 * len(starts)
     assert sum(what == "close" for what, *_ in log) == len(starts)
 
@@ -114,3 +124,24 @@ def test_what_cannot_be_measured_is_refused(flag, message, log, monkeypatch, tmp
         run(monkeypatch, tmp_path, flag)
     assert message in capsys.readouterr().err
     assert not log
+
+
+def test_a_side_of_ours_gets_its_share_of_the_card_and_its_options(monkeypatch):
+    given = {}
+
+    class Process:
+        def __init__(self, command, environment, *, wait):
+            self.facts = {"start_seconds": 0.0}
+            given[Path(command[-2]).stem] = environment
+
+        def wait(self):
+            pass
+
+    monkeypatch.setattr(throughput_gpu.sides, "Side", Process)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    parser = throughput_gpu.argparse.Namespace(torch_python="python")
+    task = throughput_gpu.Task("resnet20", 1024, "float32", 32, 10, 1, 1.0, xla_flags="--more")
+    for name in (OURS, "torch default"):
+        throughput_gpu.start(name, task, time.monotonic() + 100.0, parser)
+    shared = {"XLA_FLAGS": "--xla_dump_to=x --more", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.1"}
+    assert given == {"jax_call": shared, "torch_gpu": None}
