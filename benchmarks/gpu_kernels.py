@@ -3,7 +3,8 @@
 Needs no GPU: XLA compiles for the described one (without trying out variants, so that convolutions
 and matrix products have their default form). What it does need is JAX's CUDA plugin,
 `pip install "jax[cuda13]"`. A step of a small network is mostly kernels that take as long as a
-kernel takes at least, so their number is worth watching, and it does not depend on the clock.
+kernel takes at least, so their number is worth watching, and it does not depend on the clock. The
+host launches them one by one or, more cheaply, many as a CUDA graph: launches are counted too.
 
     python benchmarks/gpu_kernels.py --out=runs/gpu_kernels
 """
@@ -11,7 +12,10 @@ kernel takes at least, so their number is worth watching, and it does not depend
 import collections
 import os
 import re
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 # The plugin looks for a driver otherwise.
@@ -40,6 +44,8 @@ gpu_device_info {
   device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
   cuda_compute_capability { major: 9 }
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+  dnn_version: "9.12.0"
 }
 platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 12 }
@@ -50,6 +56,13 @@ STEPS_PER_CALL, EXAMPLES = 50, 50_000
 FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast"}
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = .*?\s([a-z][a-z\-]*)\((.*)")
 KINDS = ("loops", "reductions and transposes", "matrix products", "convolutions", "others")
+# The passes' last word on what the host launches, and a line of it.
+THUNKS = "*thunk_sequence_after_thunk_passes.txt"
+THUNK = re.compile(r"( *)\d+: (k\w+)")
+# For XLA: convolutions may be part of a graph, so that a step is one.
+ONE_GRAPH = {
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONVOLUTION"
+}
 # Method, dtype, seeds.
 ROWS = (
     ("ste", "bfloat16", 1),
@@ -66,11 +79,17 @@ def main() -> None:
     mesh = Mesh(np.array(jax.devices()[:1] if args.tiny else h100(parser.error)), (devices.AXIS,))
     rows = (("fda", "float32", 1), ("fda", "float32", 2)) if args.tiny else ROWS
     made = record.Record("gpu_kernels", __doc__.splitlines()[0])
-    counts = {}
+    counts, launches = {}, {}
     for row in rows:
-        counts[row] = kernels_of_loop(compile_call(mesh, args.network, *row, tiny=args.tiny))
-        print(*row, dict(counts[row]), flush=True)
+        program, thunks = compile_call(mesh, args.network, *row, tiny=args.tiny)
+        counts[row] = kernels_of_loop(program)
+        if not args.tiny:
+            _, one_graph = compile_call(mesh, args.network, *row, tiny=False, options=ONE_GRAPH)
+            launches[row] = [launches_of_loop(thunks), launches_of_loop(one_graph)]
+        print(*row, dict(counts[row]), *map(dict, launches.get(row, ())), flush=True)
     made.tables.append(table(args.network, counts))
+    if launches:
+        made.tables.append(launch_table(args.network, launches))
     made.details["counts"] = {" ".join(map(str, row)): dict(c) for row, c in counts.items()}
     *alone, seeds = rows[-1]
     one, several = (counts[*alone, number].total() for number in (1, seeds))
@@ -105,9 +124,17 @@ def h100(fail: Callable[[str], Any]) -> list[Any]:
 
 
 def compile_call(
-    mesh: Mesh, network: str, method: str, dtype: str, seeds: int, *, tiny: bool
-) -> str:
-    """The program of a call, of several seeds as `together` trains them, as text."""
+    mesh: Mesh,
+    network: str,
+    method: str,
+    dtype: str,
+    seeds: int,
+    *,
+    tiny: bool,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[str, str]:
+    """The program of a call, of several seeds as `together` trains them, as text; and what the host
+    launches for it, likewise, which is empty if tiny."""
     batch, side = (4, 8) if tiny else (128, 32)
     with jax.default_device(jax.devices("cpu")[0]):
         setting = steps.make_setting(
@@ -139,7 +166,13 @@ def compile_call(
     )
     mapped = jax.shard_map(call, mesh=mesh, in_specs=P(), out_specs=P(), check_vma=False)
     lowered = jax.jit(mapped, donate_argnums=(0, 1)).lower(*arguments)
-    return lowered.compile({} if tiny else {"xla_gpu_autotune_level": 0}).as_text()
+    if tiny:
+        return lowered.compile().as_text(), ""
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = {"xla_gpu_autotune_level": 0, "xla_dump_to": folder, **options}
+        program = lowered.compile({**chosen, "xla_dump_hlo_as_text": True}).as_text()
+        (thunks,) = Path(folder).glob(THUNKS)
+        return program, thunks.read_text()
 
 
 def kernels_of_loop(program: str) -> collections.Counter[str]:
@@ -156,6 +189,24 @@ def kernels_of_loop(program: str) -> collections.Counter[str]:
         elif inside is not None and (match := INSTRUCTION.match(line)) and match[1] not in FREE:
             inside[kind_of(*match.groups())] += 1
     return max(found.values(), key=lambda counts: counts.total())
+
+
+def launches_of_loop(thunks: str) -> collections.Counter[str]:
+    """What the host launches for one turn of a program's largest loop, by kind."""
+    lines = thunks.splitlines()
+    found = [collections.Counter[str]()]
+    for start, line in enumerate(lines):
+        if line.strip() != "body:":
+            continue
+        inside = len(line) - len(line.lstrip()) + 2
+        counts = collections.Counter[str]()
+        for later in lines[start + 1 :]:
+            match = THUNK.match(later)
+            if match is None or len(match[1]) < inside:
+                break
+            counts[match[2]] += len(match[1]) == inside  # what is further in, a graph holds
+        found.append(counts)
+    return max(found, key=lambda counts: counts.total())
 
 
 def kind_of(operation: str, rest: str) -> str:
@@ -184,6 +235,28 @@ def table(network: str, counts: dict[Any, collections.Counter[str]]) -> record.T
         rows,
         "An entry of the compiled loop's body each: a loop over elements, a reduction or transpose "
         "(both with what is fused into them), a product, a convolution.",
+    )
+
+
+def launch_table(
+    network: str, launches: Mapping[Any, list[collections.Counter[str]]]
+) -> record.Table:
+    rows = [
+        [
+            f"{method}, {dtype}, seeds: {seeds}",
+            default.total(),
+            default["kCommandBuffer"],
+            default["kConvolution"],
+            one_graph.total(),
+        ]
+        for (method, dtype, seeds), (default, one_graph) in launches.items()
+    ]
+    flag = "--xla_gpu_enable_command_buffer=+CONVOLUTION"
+    return record.Table(
+        f"Launches of a step of {network}, batch 128",
+        ["method, dtype", "launches", "of them graphs", "of them convolutions", "with the flag"],
+        rows,
+        f"What the host starts on the GPU; a CUDA graph holds many kernels. The flag is {flag}.",
     )
 
 
