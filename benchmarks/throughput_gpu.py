@@ -103,7 +103,10 @@ def main() -> None:
     parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
     parser.add_argument("--serial", action="store_true", help="start the sides one by one")
     parser.add_argument(
-        "--at-once", type=int, default=1, help="parts whose sides compile side by side"
+        "--at-once",
+        type=int,
+        default=1,
+        help="parts whose sides compile side by side; for several a card of 80 GB",
     )
     parser.add_argument(
         "--hold", type=Path, help="take turns only once this file exists, then remove it"
@@ -130,8 +133,11 @@ def run(
     if unknown:
         parser.error(f"no parts {sorted(unknown)}: there are {', '.join(parts)}")
     names = list(args.parts or parts)
-    if args.seconds < LEAST_SECONDS and not args.tiny:
-        parser.error(f"--seconds={args.seconds:g}: give a part {LEAST_SECONDS} at least")
+    left = deadline - time.monotonic()
+    if left < LEAST_SECONDS and not args.tiny:
+        parser.error(
+            f"--seconds={args.seconds:g}: {left:.0f} are left; give a part {LEAST_SECONDS} at least"
+        )
     if args.at_once < 1:
         parser.error(f"--at-once={args.at_once}: a group has one part at least")
     results: dict[str, Any] = {}
@@ -252,10 +258,8 @@ def run_group(
         if "matmul_tflops" not in results:
             results["matmul_tflops"] = matmul_tflops(128 if args.tiny else 8192)
         for name, sides_of in starts.items():
-            yield (
-                name,
-                take_turns({key: side.result() for key, side in sides_of.items()}, end, args),
-            )
+            started = {key: side.result() for key, side in sides_of.items()}
+            yield name, take_turns(started, end, args)
 
 
 def take_turns(
@@ -310,8 +314,9 @@ def start(
     environment = None
     if ours:
         flags = f"{os.environ.get('XLA_FLAGS', '')} {task.xla_flags}".strip()
-        share = str(memory_share(task))
-        environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": share, "XLA_FLAGS": flags}
+        environment = {"XLA_FLAGS": flags}
+        if args.at_once > 1:
+            environment["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(memory_share(task))
     members = [sides.Side(command, environment, wait=False) for _ in range(task.processes)]
     try:
         for member in members:
@@ -328,9 +333,9 @@ def start(
 
 
 def memory_share(task: Task) -> float:
-    """Share of the card's memory that a process of ours may take, of 80 GB several times what its
-    program needs: a process keeps what XLA's search for the fastest convolutions once took, and
-    the card must hold the sides of several parts."""
+    """Share of the card's memory that a process of ours may take where the card has to hold the
+    sides of several parts: of 80 GB several times what its program needs. It would keep what XLA's
+    search for the fastest convolutions once took."""
     if task.side_px > 32:
         return 0.2
     return 0.1 if task.batch > 128 else 0.06

@@ -1,5 +1,6 @@
 """How the GPU's benchmark shares its card and its time, with sides that only pretend to work."""
 
+import argparse
 import json
 import threading
 import time
@@ -91,7 +92,7 @@ def test_no_turn_is_taken_before_the_card_is_free_and_the_file_goes_with_the_las
             before.append(sum(what == "turn" for what, *_ in log))
             free.touch()
 
-    thread = threading.Thread(target=let_go)
+    thread = threading.Thread(target=let_go, daemon=True)
     thread.start()
     parts = ["--parts", "f32_128", "f32_1024"]
     run(monkeypatch, tmp_path, f"--hold={free}", "--rounds=1", *parts)
@@ -106,16 +107,16 @@ def test_a_part_that_the_time_does_not_allow_is_left_out_and_named(log, monkeypa
     clock = (begin + 30.0 * i for i in range(1_000_000))
     monkeypatch.setattr(throughput_gpu.time, "monotonic", lambda: next(clock))
     parts = ["--parts", "f32_128", "f32_1024"]
-    record = run(monkeypatch, tmp_path, "--seconds=100", "--rounds=1", *parts)
+    record = run(monkeypatch, tmp_path, "--seconds=150", "--rounds=1", *parts)
     assert set(record["details"]["left_out"]) == {"f32_1024"}
-    assert "of the 100 seconds were left" in record["details"]["left_out"]["f32_1024"]
+    assert "of the 150 seconds were left" in record["details"]["left_out"]["f32_1024"]
     assert record["details"]["f32_128"][OURS]["turns"]
 
 
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--seconds=20", "--seconds=20: give a part 45 at least"),
+        ("--seconds=20", "--seconds=20: 20 are left; give a part 45 at least"),
         ("--at-once=0", "--at-once=0: a group has one part at least"),
     ],
 )
@@ -126,7 +127,12 @@ def test_what_cannot_be_measured_is_refused(flag, message, log, monkeypatch, tmp
     assert not log
 
 
-def test_a_side_of_ours_gets_its_share_of_the_card_and_its_options(monkeypatch):
+@pytest.mark.parametrize(
+    ("at_once", "share"), [(1, {}), (2, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.1"})]
+)
+def test_a_side_of_ours_gets_its_options_and_a_share_of_a_card_that_holds_several_parts(
+    at_once, share, monkeypatch
+):
     given = {}
 
     class Process:
@@ -139,9 +145,11 @@ def test_a_side_of_ours_gets_its_share_of_the_card_and_its_options(monkeypatch):
 
     monkeypatch.setattr(throughput_gpu.sides, "Side", Process)
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-    parser = throughput_gpu.argparse.Namespace(torch_python="python")
+    args = argparse.Namespace(torch_python="python", at_once=at_once)
     task = throughput_gpu.Task("resnet20", 1024, "float32", 32, 10, 1, 1.0, xla_flags="--more")
     for name in (OURS, "torch default"):
-        throughput_gpu.start(name, task, time.monotonic() + 100.0, parser)
-    shared = {"XLA_FLAGS": "--xla_dump_to=x --more", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.1"}
-    assert given == {"jax_call": shared, "torch_gpu": None}
+        throughput_gpu.start(name, task, time.monotonic() + 100.0, args)
+    assert given == {
+        "jax_call": {"XLA_FLAGS": "--xla_dump_to=x --more", **share},
+        "torch_gpu": None,
+    }
