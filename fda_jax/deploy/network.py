@@ -55,7 +55,8 @@ class PackedNetwork:
           (batch, classes), float32.
 
         Raises:
-          ValueError: the images are not of the network's shape and type.
+          ValueError: the images are not of the network's shape and type, or this JAX cannot read
+            the program.
         """
         shape, dtype = tuple(self.facts["image_shape"]), getattr(images, "dtype", None)
         if np.ndim(images) != 4 or np.shape(images)[1:] != shape or dtype != np.uint8:
@@ -64,7 +65,16 @@ class PackedNetwork:
                 f"this network takes uint8 of shape (batch, {', '.join(map(str, shape))}): resize "
                 "them, and give pixels of 0 to 255"
             )
-        return self._run(self._on_device, images)
+        try:
+            return self._run(self._on_device, images)
+        except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
+            if "deserialize" not in str(error):
+                raise
+            writer = self.facts.get("jax", "of another version")
+            raise ValueError(
+                f"JAX {jax.__version__} cannot read the network's program, which JAX {writer} "
+                f"wrote ({error}): use that version or a later one, or export the run again"
+            ) from error
 
     def weights(self) -> dict[str, np.ndarray]:
         """The kernel of every binary layer as numbers, (..., filters), float32, by its name."""

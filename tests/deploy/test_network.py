@@ -47,6 +47,16 @@ def test_batches_of_any_size_are_taken(network, key):
         np.testing.assert_allclose(network(images[:number]), together[:number], rtol=1e-5)
 
 
+def test_a_program_that_this_jax_cannot_read_is_refused_with_both_versions(network, key):
+    start = network.program.index(b"ML\xefR")  # of MLIR's bytecode
+    later = network.program[: start + 4] + b"\xff" * 64 + network.program[start + 68 :]
+    facts = {**network.facts, "jax": "99.1"}
+    unread = dataclasses.replace(network, facts=facts, program=later)
+    message = rf"JAX {jax.__version__} cannot read the network's program, which JAX 99\.1 wrote"
+    with pytest.raises(ValueError, match=message):
+        unread(pictures(SHAPE, key))
+
+
 def test_a_file_that_exists_is_left_alone(network, path):
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match=r"net\.npz exists already: choose another"):

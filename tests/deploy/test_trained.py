@@ -1,0 +1,46 @@
+"""The network that is committed: every JAX that we support runs it, and it knows CIFAR-10."""
+
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fda_jax import deploy
+from tests.conftest import REPOSITORY
+
+PATH = REPOSITORY / "results/table2/fda/seed0/network.npz"
+UNPACK = REPOSITORY.parent / "shared/tools/unpack_cifar10.py"
+
+
+@pytest.fixture(scope="module")
+def network():
+    return deploy.load(PATH)
+
+
+def test_it_is_the_network_of_the_record(network):
+    assert network.facts["network"] == "resnet20"
+    assert network.facts["method"] == "fda"
+    assert network.facts["step"] == 156_250
+    assert len(network.facts["classes"]) == 10
+    assert {layer["bits"] for layer in network.facts["binary"].values()} == {1}
+    assert PATH.stat().st_size < 110_000
+
+
+def test_its_weights_have_two_values_in_a_layer(network):
+    for name, kernel in network.weights().items():
+        (scale,) = np.unique(np.abs(kernel))
+        assert scale > 0, name
+
+
+@pytest.mark.slow
+def test_it_knows_real_photographs(network, tmp_path):
+    if not UNPACK.exists():
+        pytest.skip("the data are not here: shared/tools/unpack_cifar10.py beside the repository")
+    subprocess.run([sys.executable, UNPACK, tmp_path, "--format", "python"], check=True)
+    (path,) = tmp_path.rglob("test_batch")
+    batch = pickle.loads(path.read_bytes(), encoding="bytes")
+    images = batch[b"data"][:500].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    answers = np.argmax(np.asarray(network(images)), axis=-1)
+    assert np.mean(answers == np.array(batch[b"labels"][:500])) > 0.8
