@@ -118,6 +118,13 @@ def test_what_a_page_links_to_is_in_the_site():
     found = repository.collect()
     assert {"index.md", "contributing.md", "results/index.md", "benchmarks/index.md"} <= set(found)
     assert found["source/configs/base.py.md"] == CONFIGS / "base.py"
+    assert "results/table2/fda/seed0/network.npz" in found  # as it is, to be downloaded
+
+
+def test_what_the_site_shows_as_text_is_text():
+    for path in repository.collect().values():
+        if path.suffix not in (*repository.PAGES, *repository.COPIED):
+            assert path.read_text(encoding="utf-8")
 
 
 def test_a_dead_link_and_a_dead_place_are_found(tmp_path):

@@ -54,7 +54,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for address, path in repository.collect().items():
         if path.suffix in repository.PAGES:
             add(address, repository.text_of(path))
-        elif path.suffix in repository.PICTURES:
+        elif path.suffix in repository.COPIED:
             add(address, path.read_bytes())
         else:
             add(address, repository.listing(path))

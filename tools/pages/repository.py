@@ -26,7 +26,7 @@ ALWAYS = (
     "results/*/report.md",
 )
 PAGES = (".md", ".ipynb")
-PICTURES = (".png", ".svg", ".jpg")
+COPIED = (".png", ".svg", ".jpg", ".npz")  # as they are; of other files a page shows the text
 LANGUAGES = {
     ".py": "python",
     ".cc": "cpp",
@@ -92,7 +92,7 @@ def address(path: Path) -> str:
     if path.is_relative_to(DOCS):
         return path.relative_to(DOCS).as_posix()
     inside = PurePosixPath(path.relative_to(ROOT).as_posix())
-    if inside.suffix in PICTURES:
+    if inside.suffix in COPIED:
         return str(inside)
     if inside.suffix == ".ipynb":
         return str(inside.with_suffix(".md"))
