@@ -142,9 +142,9 @@ def noise_scale(
 
     Forward: with p = progress / end, start (1 + cos(pi p)) / 2 ("cosine"), start (1 - p)
       ("linear") or start ("constant") while p < 1, then 0
-    Source:  [FDA Eq. 14] asks for a decrease to 0 "at the end of the training" and leaves its
-      shape open; the cosine is BiBench's, the constant shows what the decrease is worth. An earlier
-      end is ours: the network then learns for a while as it will be in inference.
+    Source:  [FDA Eq. 14] alpha "reaches 0 at the end of training", its shape is left open; the
+      cosine is BiBench's, the constant shows what the decrease is worth. An earlier end is ours:
+      the network then learns for a while as it will be in inference.
 
     Args:
       progress: finished share of training, scalar in [0, 1]; may be traced.
