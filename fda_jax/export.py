@@ -42,22 +42,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+_ARITHMETICS = {"real": "in floating point", "bits": "by counting bits"}
+
+
 def _summary(path: Path, made: Release) -> str:
     sizes = made.network.sizes()
     share = sizes["unpacked"] / made.file_bytes
-    logits = f"logits differ by at most {made.largest_difference:.2g}"
-    if made.largest_difference == 0:
-        logits = "all logits are equal bit for bit"
-    return "\n".join(
-        [
-            f"{path}: {made.file_bytes:,} bytes, 1/{share:.1f} of its {sizes['unpacked']:,} bytes "
-            "in float32",
-            f"  binary layers {sizes['binary']:,} bytes, real numbers {sizes['real']:,}, program "
-            f"{sizes['program']:,} before compression",
-            f"  test accuracy {made.accuracy:.2%}, the run's own {made.run_accuracy:.2%}; "
-            f"{made.same:,} of {made.examples:,} answers are the same, {logits}",
-        ]
-    )
+    lines = [
+        f"{path}: {made.file_bytes:,} bytes, 1/{share:.1f} of its {sizes['unpacked']:,} bytes "
+        "in float32",
+        f"  binary layers {sizes['binary']:,} bytes, real numbers {sizes['real']:,}, programs "
+        f"{sizes['program']:,} before compression",
+        f"  test accuracy of the run {made.run_accuracy:.2%}",
+    ]
+    for arithmetic, answers in made.answers.items():
+        logits = f"logits differ by at most {answers.largest_difference:.2g}"
+        if answers.largest_difference == 0:
+            logits = "all logits are equal bit for bit"
+        lines.append(
+            f"  {_ARITHMETICS[arithmetic]} {answers.accuracy:.2%}: {answers.same:,} of "
+            f"{made.examples:,} answers are the run's, {logits}"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fda_jax import ops
+
 # Of the weights of a filter: more are not worth a table of them.
 MOST_LEVELS = 16
 
@@ -76,3 +78,19 @@ def unpack(planes: jax.Array, levels: jax.Array, shape: Sequence[int]) -> jax.Ar
         low, high = jnp.split(values, 2)
         values = jnp.where(bit, high, low)
     return values[0]
+
+
+def signs(planes: np.ndarray, levels: np.ndarray, shape: Sequence[int]) -> ops.SignKernel:
+    """A kernel of one bit a weight, as it is multiplied by counting bits.
+
+    Args:
+      planes: see `Packed`, one of them.
+      levels: see `Packed`.
+      shape: of the kernel; a matrix, or a convolution's.
+
+    Returns:
+      An `ops.SignKernel` of NumPy arrays.
+    """
+    bits = np.unpackbits(planes[0], count=int(np.prod(shape)), bitorder="little")
+    is_high = bits.reshape(*(1 for _ in range(4 - len(shape))), *shape).astype(bool)
+    return ops.sign_kernel(is_high, *levels)

@@ -13,9 +13,16 @@ from jax import export
 
 from fda_jax import data
 from fda_jax.deploy.bits import pack
-from fda_jax.deploy.network import FORMAT, PackedNetwork, kernel
-from fda_jax.layers import make_method
-from fda_jax.layers.quantizers import QUANTIZED, Quantized
+from fda_jax.deploy.network import (
+    FORMAT,
+    PackedNetwork,
+    for_bit_arithmetic,
+    kernel,
+    kernel_of_bits,
+)
+from fda_jax.layers import Method, make_method
+from fda_jax.layers.quantizers import QUANTIZED, Quantized, makes_signs
+from fda_jax.ops import native
 
 # A file runs on any of them, wherever it was made.
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -33,11 +40,14 @@ def freeze(
     std: Sequence[float],
     facts: Mapping[str, Any] | None = None,
 ) -> PackedNetwork:
-    """Freeze a network for inference: quantized kernels as bits, and one program for all of it.
+    """Freeze a network for inference: quantized kernels as bits, and programs for all of it.
 
     Latent weights, noise modules and quantizers of weights are left behind: what they make of the
     weights at the end of training is computed once. A kernel whose filters have at most 16
     different values each, two for a binary one, is packed without loss; another is kept as it is.
+
+    One program multiplies in floating point and runs everywhere. Where the activations are signs,
+    another one makes the sums of binary layers by counting bits, for CPUs.
 
     Args:
       model: network of `models.build`.
@@ -61,19 +71,25 @@ def freeze(
     real = {
         "/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()
     }
-    predict = _program(model, real, binary, mean, std)
+    predict = _program(model, real, binary, mean, std, kernel)
     # What inference does not read, such as latent weights, is no part of the file.
     used = _used(predict, {**arrays, **real}, image_shape)
     _check_finite({name: array for name, array in used.items() if name in real})
     (batch,) = export.symbolic_shape("batch")
-    program = _exported(predict, used, (batch, *image_shape))
+    images_shape = (batch, *image_shape)
+    program = _exported(predict, used, images_shape)
+    bit_program = None
+    if makes_signs(_method(model).activation):
+        predict = _on_our_kernels(_program(model, real, binary, mean, std, kernel_of_bits))
+        bit_arrays = for_bit_arithmetic(used, binary)
+        bit_program = _exported(predict, bit_arrays, images_shape, kernels=native.TARGETS)
     described = {
         **(facts or {}),
         "format": FORMAT,
         "image_shape": list(image_shape),
         "binary": binary,
     }
-    return PackedNetwork(described, used, bytes(program.serialize()))
+    return PackedNetwork(described, used, program, bit_program)
 
 
 def _kernels(
@@ -120,9 +136,10 @@ def _program(
     binary: Mapping[str, Any],
     mean: Sequence[float],
     std: Sequence[float],
+    kernel: Callable[..., Any],
 ) -> Callable[..., jax.Array]:
     """(arrays, stored images) -> logits; what `real` has and the arrays lack is 0, and unused."""
-    quantizer = make_method(cast(Any, model).method).weight
+    quantizer = _method(model).weight
 
     def predict(arrays: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
         quantized = {
@@ -139,19 +156,54 @@ def _program(
     return predict
 
 
+def _method(model: nn.Module) -> Method:
+    return make_method(cast(Any, model).method)
+
+
+def _on_our_kernels(predict: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same program, whose real convolutions go through the kernels that training uses."""
+    kernels = native.kernels() if jax.default_backend() == "cpu" else None
+    # What fits the widest registers runs with narrower ones, too.
+    if kernels is None or kernels.lanes < native.MOST_LANES:
+        return predict
+
+    def forward(arrays: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+        # They are chosen where a derivative may be asked for; what it would need is left out again.
+        return jax.vjp(lambda arrays: predict(arrays, images), arrays)[0]
+
+    return forward
+
+
 def _exported(
-    predict: Callable[..., jax.Array], arrays: Arrays, images_shape: Sequence[Any]
+    predict: Callable[..., jax.Array],
+    arrays: Arrays,
+    images_shape: Sequence[Any],
+    kernels: Sequence[str] = (),
+) -> bytes:
+    """A program for everywhere, or with some of our kernels for CPUs."""
+    platforms = ("cpu",) if kernels else PLATFORMS
+    return bytes(_export(predict, arrays, images_shape, platforms, kernels).serialize())
+
+
+def _export(
+    predict: Callable[..., jax.Array],
+    arrays: Arrays,
+    images_shape: Sequence[Any],
+    platforms: Sequence[str] = PLATFORMS,
+    kernels: Sequence[str] = (),
 ) -> export.Exported:
     shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
     images = jax.ShapeDtypeStruct(images_shape, jnp.uint8)
+    known = [export.DisabledSafetyCheck.custom_call(kernel) for kernel in kernels]
     with _without_locations():
-        return export.export(jax.jit(predict), platforms=PLATFORMS)(shapes, images)
+        exporter = export.export(jax.jit(predict), platforms=platforms, disabled_checks=known)
+        return exporter(shapes, images)
 
 
 def _used(predict: Callable[..., jax.Array], arrays: Arrays, image_shape: Sequence[int]) -> Arrays:
     """Those of the arrays that the program reads."""
     # JAX leaves out what a program does not read where the batch is a number alone.
-    kept = _exported(predict, arrays, (1, *image_shape)).module_kept_var_idx
+    kept = _export(predict, arrays, (1, *image_shape)).module_kept_var_idx
     flat = sorted(arrays)  # the order in which it takes a dictionary
     return {flat[i]: arrays[flat[i]] for i in kept if i < len(flat)}
 

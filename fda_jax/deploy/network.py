@@ -13,11 +13,16 @@ import jax
 import numpy as np
 from jax import export
 
-from fda_jax.deploy.bits import unpack
+from fda_jax import ops
+from fda_jax.deploy.bits import signs, unpack
+from fda_jax.ops import native
 
-FORMAT = 1
+FORMAT = 2
+# Those of before, which are read too: 1 knows no bit arithmetic.
+_READ = (1, FORMAT)
 # Entries of the file beside the arrays.
-_FACTS, _PROGRAM = "facts", "program"
+_FACTS, _PROGRAM, _BIT_PROGRAM = "facts", "program", "bit_program"
+ARITHMETICS = ("auto", "bits", "real")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +31,9 @@ class PackedNetwork:
 
     Nothing of its training is left. The program is StableHLO (`jax.export`) for CPUs, GPUs and
     TPUs; it takes the arrays as they lie in the file and makes the weights of their bits itself.
-    It computes in floating point, so the network is smaller than a real one and not faster.
+    It computes in floating point. A second program, for CPUs, multiplies signs by signs with an
+    exclusive or and adds up by counting bits, which is exact and several times as fast; it needs
+    `ops.native.kernels`.
 
     Attributes:
       facts: what the file says of itself: "format", "image_shape" (height, width, channels),
@@ -38,11 +45,43 @@ class PackedNetwork:
         statistics by their path.
       program: of `jax.export`; (arrays, uint8 images (batch, height, width, channels)) -> float32
         logits (batch, classes), for every batch.
+      bit_program: likewise, of the arrays that `for_bit_arithmetic` makes; None where activations
+        are not signs.
+      arithmetic: "bits", "real", or "auto" for "bits" where it can be had.
+
+    Raises:
+      ValueError: an unknown arithmetic, or "bits" where it cannot be had.
     """
 
     facts: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
     program: bytes
+    bit_program: bytes | None = None
+    arithmetic: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.arithmetic not in ARITHMETICS:
+            raise ValueError(
+                f"arithmetic is {self.arithmetic!r}: use one of {', '.join(ARITHMETICS)}"
+            )
+        missing = self.arithmetic == "bits" and self._misses()
+        if missing:
+            raise ValueError(f"arithmetic is 'bits', but {missing}: use 'auto' or 'real'")
+
+    @functools.cached_property
+    def counts_bits(self) -> bool:
+        """Whether it is the binary layers' bits that are multiplied."""
+        return self.arithmetic != "real" and not self._misses()
+
+    def _misses(self) -> str:
+        """Why there is no bit arithmetic; "" where there is."""
+        if self.bit_program is None:
+            return "this network has no program for it, as its activations are not signs"
+        if jax.default_backend() != "cpu":
+            return f"it is of CPUs, and this is a {jax.default_backend()}"
+        if native.kernels() is None:
+            return "its kernel, which a C++ compiler makes, cannot be had here"
+        return ""
 
     def __call__(self, images: Any) -> jax.Array:
         """Logits of images.
@@ -66,7 +105,7 @@ class PackedNetwork:
                 "them, and give pixels of 0 to 255"
             )
         try:
-            return self._run(self._on_device, images)
+            return self._run(self._inputs, images)
         except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
             if "deserialize" not in str(error):
                 raise
@@ -82,7 +121,7 @@ class PackedNetwork:
         return {name: np.asarray(kernel(self._on_device, name, facts)) for name, facts in layers}
 
     def sizes(self) -> dict[str, int]:
-        """Bytes: of the binary layers' bits and levels, of real numbers, of the program; and what
+        """Bytes: of the binary layers' bits and levels, of real numbers, of the programs; and what
         the binary layers' kernels and real numbers would take as float32 ("unpacked")."""
         layers = self.facts["binary"]
         binary = {name for name in self.arrays if name.rpartition("/")[0] in layers}
@@ -90,7 +129,8 @@ class PackedNetwork:
         for name, array in self.arrays.items():
             sizes["binary" if name in binary else "real"] += array.nbytes
         kernels = sum(4 * int(np.prod(layer["shape"])) for layer in layers.values())
-        return {**sizes, "program": len(self.program), "unpacked": kernels + sizes["real"]}
+        programs = len(self.program) + len(self.bit_program or b"")
+        return {**sizes, "program": programs, "unpacked": kernels + sizes["real"]}
 
     def save(self, path: str | Path) -> None:
         """Write the file: a compressed NumPy archive, whole or not at all.
@@ -110,6 +150,8 @@ class PackedNetwork:
             _PROGRAM: np.frombuffer(self.program, np.uint8),
             **self.arrays,
         }
+        if self.bit_program is not None:
+            entries[_BIT_PROGRAM] = np.frombuffer(self.bit_program, np.uint8)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:
@@ -125,8 +167,15 @@ class PackedNetwork:
         return jax.device_put(dict(self.arrays))
 
     @functools.cached_property
+    def _inputs(self) -> Mapping[str, jax.Array]:
+        if not self.counts_bits:
+            return self._on_device
+        return jax.device_put(for_bit_arithmetic(self.arrays, self.facts["binary"]))
+
+    @functools.cached_property
     def _run(self) -> Any:
-        return jax.jit(export.deserialize(bytearray(self.program)).call)
+        program = self.bit_program if self.counts_bits else None
+        return jax.jit(export.deserialize(bytearray(program or self.program)).call)
 
 
 def kernel(arrays: Mapping[str, jax.Array], layer: str, facts: Mapping[str, Any]) -> jax.Array:
@@ -136,33 +185,65 @@ def kernel(arrays: Mapping[str, jax.Array], layer: str, facts: Mapping[str, Any]
     return unpack(arrays[f"{layer}/planes"], arrays[f"{layer}/levels"], facts["shape"])
 
 
-def load(path: str | Path) -> PackedNetwork:
+def for_bit_arithmetic(
+    arrays: Mapping[str, np.ndarray], binary: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """The arrays of a network with those of each layer of one bit a weight as `kernel_of_bits`
+    takes them.
+
+    Args:
+      arrays: as of a `PackedNetwork`.
+      binary: what its facts say of the binary layers.
+    """
+    laid_out = dict(arrays)
+    for layer, facts in binary.items():
+        if facts["bits"] == 1:
+            packed = (laid_out.pop(f"{layer}/{name}") for name in ("planes", "levels"))
+            parts = vars(signs(*packed, facts["shape"]))
+            laid_out |= {f"{layer}/{name}": part for name, part in parts.items()}
+    return laid_out
+
+
+def kernel_of_bits(
+    arrays: Mapping[str, jax.Array], layer: str, facts: Mapping[str, Any]
+) -> jax.Array | ops.SignKernel:
+    """The kernel of a binary layer for bit arithmetic, of its entry in "binary"."""
+    if facts["bits"] != 1:
+        return kernel(arrays, layer, facts)
+    names = (field.name for field in dataclasses.fields(ops.SignKernel))
+    return ops.SignKernel(*(arrays[f"{layer}/{name}"] for name in names))
+
+
+def load(path: str | Path, *, arithmetic: str = "auto") -> PackedNetwork:
     """Read the file of a packed network.
 
     Args:
       path: of the file, see `PackedNetwork.save`.
+      arithmetic: see `PackedNetwork`.
 
     Returns:
       A `PackedNetwork`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is damaged, no packed network, or of a later format than this version reads.
+      ValueError: it is damaged, no packed network, or of a later format than this version reads;
+        or "bits" cannot be had.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             entries = {name: file[name] for name in file.files}
         facts = dict(json.loads(entries.pop(_FACTS).tobytes()))
         program = entries.pop(_PROGRAM).tobytes()
+        bit_program = entries.pop(_BIT_PROGRAM).tobytes() if _BIT_PROGRAM in entries else None
     except FileNotFoundError:
         raise
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is no packed network, or it is damaged ({error}): export it again"
         ) from error
-    if facts.get("format") != FORMAT:
+    if facts.get("format") not in _READ:
         raise ValueError(
-            f"{path} is of format {facts.get('format')}, but this version reads format {FORMAT}: "
-            "use the version that wrote it, or export the run again"
+            f"{path} is of format {facts.get('format')}, but this version reads formats up to "
+            f"{FORMAT}: use the version that wrote it, or export the run again"
         )
-    return PackedNetwork(facts, entries, program)
+    return PackedNetwork(facts, entries, program, bit_program, arithmetic)

@@ -18,26 +18,37 @@ from fda_jax.training import feed
 
 
 @dataclasses.dataclass(frozen=True)
+class Answers:
+    """How a network in a file answers beside the run that it is of.
+
+    Attributes:
+      accuracy: on the test images, in [0, 1].
+      same: number of test images to which both give the same class.
+      largest_difference: between a logit of one and of the other.
+    """
+
+    accuracy: float
+    same: int
+    largest_difference: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Release:
-    """A network in a file, and how it answers beside the run that it is of.
+    """A network in a file.
 
     Attributes:
       network: as it is read from the file.
       file_bytes: size of the file.
       examples: number of test images.
-      accuracy: of the file's network on them, in [0, 1].
-      run_accuracy: of the run's own network, likewise.
-      same: number of test images to which both give the same class.
-      largest_difference: between a logit of one and of the other.
+      run_accuracy: of the run's own network on them, in [0, 1].
+      answers: of the file's network, by the arithmetic, "real" and, where it can be had, "bits".
     """
 
     network: deploy.PackedNetwork
     file_bytes: int
     examples: int
-    accuracy: float
     run_accuracy: float
-    same: int
-    largest_difference: float
+    answers: dict[str, Answers]
 
 
 def release(
@@ -119,20 +130,28 @@ def _compared(
         inputs = experiment.preprocessing.evaluate(images)
         return cast(jax.Array, experiment.model.apply(variables, inputs))
 
-    examples = correct = run_correct = same = 0
-    largest = 0.0
+    networks = {"real": dataclasses.replace(network, arithmetic="real")}
+    if network.counts_bits:
+        networks["bits"] = network
+    counts = {name: np.zeros(2, int) for name in networks}  # right answers, and the run's
+    largest = dict.fromkeys(networks, 0.0)
+    examples = run_correct = 0
     for images, labels in _test_batches(experiment):
-        shipped, own = np.asarray(network(images)), np.asarray(of_run(variables, images))
         known = labels >= 0  # the last batch is filled up
-        answer, own_answer = shipped.argmax(axis=1), own.argmax(axis=1)
-        examples += int(known.sum())
-        correct += int((answer == labels)[known].sum())
-        run_correct += int((own_answer == labels)[known].sum())
-        same += int((answer == own_answer)[known].sum())
-        largest = max(largest, float(np.abs(shipped - own)[known].max()))
-    return Release(
-        network, file_bytes, examples, correct / examples, run_correct / examples, same, largest
-    )
+        own = np.asarray(of_run(variables, images))[known]
+        right, own_answer = labels[known], own.argmax(axis=1)
+        examples += len(right)
+        run_correct += int(np.sum(own_answer == right))
+        for name, each in networks.items():
+            logits = np.asarray(each(images))[known]
+            answer = logits.argmax(axis=1)
+            counts[name] += [np.sum(answer == right), np.sum(answer == own_answer)]
+            largest[name] = max(largest[name], float(np.abs(logits - own).max()))
+    answers = {
+        name: Answers(correct / examples, int(same), largest[name])
+        for name, (correct, same) in counts.items()
+    }
+    return Release(network, file_bytes, examples, run_correct / examples, answers)
 
 
 def _test_batches(experiment: Experiment) -> Iterator[tuple[jax.Array, np.ndarray]]:

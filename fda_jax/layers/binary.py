@@ -59,7 +59,11 @@ class BinaryConv(nn.Module):
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
         height, width = self.kernel_size
         padding = (((height - 1) // 2, height // 2), ((width - 1) // 2, width // 2))
-        return _output(self, ops.convolve(binary_a, binary_w, self.strides, padding))
+        if isinstance(binary_w, ops.SignKernel):
+            y = ops.convolve_signs(binary_a, binary_w, self.strides, padding)
+        else:
+            y = ops.convolve(binary_a, binary_w.astype(self.dtype), self.strides, padding)
+        return _output(self, y)
 
 
 class BinaryDense(nn.Module):
@@ -96,7 +100,11 @@ class BinaryDense(nn.Module):
         """Multiply a (..., inputs); see the class."""
         shape = (a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
-        return _output(self, binary_a @ binary_w)
+        if isinstance(binary_w, ops.SignKernel):
+            y = ops.multiply_signs(binary_a, binary_w)
+        else:
+            y = binary_a @ binary_w.astype(self.dtype)
+        return _output(self, y)
 
 
 def _operands(
@@ -106,8 +114,8 @@ def _operands(
     *,
     train: bool,
     progress: jax.Array | float,
-) -> tuple[jax.Array, jax.Array]:
-    """Create the layer's weights and quantize both operands, in the layer's dtype."""
+) -> tuple[jax.Array, jax.Array | ops.SignKernel]:
+    """Create the layer's weights and quantize both operands, the activations in its dtype."""
     method = make_method(layer.method)
     name = "kernel" if method.weight is None else "latent_kernel"
     w = layer.param(name, nn.initializers.he_normal(), shape, jnp.float32)
@@ -126,7 +134,7 @@ def _operands(
     if not layer.is_initializing():
         layer.sow("effective_weights", "kernel", binary_w)
     binary_a = quantize_a(a.astype(layer.dtype), train=train, progress=progress)
-    return binary_a, binary_w.astype(layer.dtype)
+    return binary_a, binary_w
 
 
 def _quantizer(

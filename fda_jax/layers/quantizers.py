@@ -111,14 +111,24 @@ class Quantized:
     """Weights of a layer that are quantized already, and by what.
 
     Attributes:
-      kernel: as the layer's quantizer returns it.
+      kernel: as the layer's quantizer returns it; or, for inference, as bits.
       penalty: scalar of the training loss, sown by the layer that takes the kernel; None for none.
       quantizer: whose they are; a layer with another one does not take them.
     """
 
-    kernel: jax.Array
+    kernel: jax.Array | ops.SignKernel
     penalty: jax.Array | None
     quantizer: Quantizer | nn.Module | None = dataclasses.field(metadata={"static": True})
+
+
+def makes_signs(quantizer: Quantizer | nn.Module | None) -> bool:
+    """Whether a quantizer of activations makes -1 or 1 of each of them when training is over.
+
+    A module says so of itself by an attribute `makes_signs`.
+    """
+    if isinstance(quantizer, Quantizer):
+        return ops.ends_in_signs(quantizer.estimator)
+    return getattr(quantizer, "makes_signs", False)
 
 
 class NoiseAdaptation(nn.Module):

@@ -1,5 +1,7 @@
 """Activations with a trained threshold."""
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,7 @@ class ShiftedSign(nn.Module):
     """
 
     estimator: ops.Rule = ops.ApproxSign()
+    makes_signs: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, a: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:

@@ -1,6 +1,7 @@
 """DSQ with everything learned that the paper learns."""
 
 import math
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -45,6 +46,7 @@ class LearnedDSQ(nn.Module):
     window: float = 1.0
     scale: str = "none"
     batched: bool = False
+    makes_signs: ClassVar[bool] = True  # of activations; weights have a scale
 
     def __post_init__(self) -> None:
         ops.DSQ(self.alpha, self.window)  # refuses what cannot be

@@ -45,7 +45,8 @@ from fda_jax.ops.proximal import (
     check_pair,
     proximal_map,
 )
-from fda_jax.ops.surrogate import Estimator, Rule, binarize, sign
+from fda_jax.ops.signs import SignKernel, convolve_signs, multiply_signs, sign_kernel
+from fda_jax.ops.surrogate import Estimator, Rule, binarize, ends_in_signs, sign
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -73,6 +74,7 @@ __all__ = [
     "Rule",
     "Scaled",
     "SigmoidSum",
+    "SignKernel",
     "SignSwish",
     "StepFromQuantized",
     "Synthesized",
@@ -84,17 +86,21 @@ __all__ = [
     "check_pair",
     "check_series",
     "convolve",
+    "convolve_signs",
+    "ends_in_signs",
     "energy_kept",
     "hidden_width",
     "max_pool",
     "mean_pool",
     "mean_squared_error",
+    "multiply_signs",
     "noise",
     "noise_scale",
     "proximal_map",
     "quantization_error",
     "shortcut",
     "sign",
+    "sign_kernel",
     "sine_moments",
     "square_wave",
     "square_wave_slope",

@@ -1,10 +1,10 @@
 """Kernels in C++ for the CPU backend: built once with the machine's own compiler, then kept.
 
 XLA's convolutions leave a CPU half idle on the shapes that binary networks train with, most of all
-in the gradient of the weights. The folder `kernels` holds our own, the sums of batch normalisation
-and the noise module's perceptron. They need a C++ compiler at hand (as torch.compile does); where
-there is none, or FDA_JAX_NATIVE=0 is set, XLA's are used: nothing but the speed and the last bits
-of a sum change.
+in the gradient of the weights, and XLA has none of bits. The folder `kernels` holds our own, the
+sums of batch normalisation and the noise module's perceptron. They need a C++ compiler at hand (as
+torch.compile does); where there is none, or FDA_JAX_NATIVE=0 is set, XLA's are used: nothing but
+the speed and the last bits of a sum change.
 """
 
 import ctypes
@@ -34,6 +34,7 @@ WEIGHT_GRADIENT = "fda_jax_weight_gradient"
 CHANNEL_SUMS = "fda_jax_channel_sums"
 PERCEPTRON = "fda_jax_perceptron"
 PERCEPTRON_GRADIENT = "fda_jax_perceptron_gradient"
+SIGNS = "fda_jax_signs"
 TARGETS = (
     FORWARD,
     INPUT_GRADIENT,
@@ -41,7 +42,10 @@ TARGETS = (
     CHANNEL_SUMS,
     PERCEPTRON,
     PERCEPTRON_GRADIENT,
+    SIGNS,
 )
+# Float32 numbers in the widest of vector registers.
+MOST_LANES = 16
 SWITCH = "FDA_JAX_NATIVE"
 BUILD_SECONDS = 120
 
@@ -115,18 +119,23 @@ def kernels() -> Kernels | None:
     """
     if os.environ.get(SWITCH, "1") == "0":
         return None
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-    if compiler is None:
+    with_which = compiler()
+    if with_which is None:
         return _without("there is no C++ compiler (install g++ or clang++)")
     try:
-        library = _load(compiler)
+        library = _load(with_which)
         for target in TARGETS:
             capsule = jax.ffi.pycapsule(getattr(library, target))
             jax.ffi.register_ffi_target(target, capsule, platform="cpu")
         return Kernels(lanes=library.fda_jax_lanes())
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
-        return _without(f"{compiler} could not build them: {str(said).strip()[-500:]}")
+        return _without(f"{with_which} could not build them: {str(said).strip()[-500:]}")
+
+
+def compiler() -> str | None:
+    """The C++ compiler: CXX, or one that is found; None where there is none."""
+    return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
 
 
 def _without(reason: str) -> None:

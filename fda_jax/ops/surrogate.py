@@ -6,6 +6,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def sign(x: jax.Array) -> jax.Array:
@@ -70,6 +71,24 @@ class Estimator:
     def twin(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         """The function whose derivative `slope` is, same shape as x."""
         raise NotImplementedError
+
+
+def ends_in_signs(rule: Rule) -> bool:
+    """Whether a rule makes -1 or 1 of every number when training is over.
+
+    It is tried on numbers of all sizes.
+
+    Args:
+      rule: whose `forward` takes each number by itself, or several together.
+
+    Examples:
+      >>> from fda_jax import ops
+      >>> ops.ends_in_signs(ops.Fourier()), ops.ends_in_signs(ops.Ternary())
+      (True, False)
+    """
+    sizes = np.float32(2.0) ** np.arange(-126, 127, dtype=np.float32)
+    numbers = jnp.asarray(np.concatenate([-sizes, [0.0], sizes])[None], jnp.float32)
+    return bool(jnp.all(jnp.abs(rule.forward(numbers, jnp.float32(1.0))) == 1.0))
 
 
 def binarize(x: jax.Array, estimator: Rule, progress: jax.Array | float = 1.0) -> jax.Array:

@@ -1,22 +1,28 @@
 """A frozen network answers as the one that it was made from."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from fda_jax import data, deploy, models
 from fda_jax.layers import METHODS, make_method
+from fda_jax.ops import native
 
 # One of each kind; the others are of the same parts and wait for the slow tests.
 QUICK = {"fda", "full_precision", "rbnn"}
 METHODS_OF_A_BIT = set(METHODS) - {"full_precision"}
+# Whose activations take other values than -1 and 1.
+METHODS_OF_OTHER_LEVELS = {"full_precision", "tbn", "hwgq", "abc_net", "adabin"}
 MEAN, STD = (0.5,), (0.25,)
 SHAPE = (8, 8, 1)
 NETWORKS = {"vgg_small": 32, "vit_digits": 8, "resnet18": 32}
 
+can_count = native.kernels() is not None
 tiny = functools.partial(models.ResNet, stage_sizes=(1,), widths=(8,), num_classes=3)
 several = pytest.mark.parametrize(
     "method",
@@ -37,9 +43,10 @@ def pictures(shape, key, number=5):
     return np.asarray(jax.random.randint(key, (number, *shape), 0, 256)).astype(np.uint8)
 
 
-def frozen(model, variables, shape):
+def frozen(model, variables, shape, arithmetic="auto"):
     channels = shape[-1]
-    return deploy.freeze(model, variables, shape, mean=MEAN * channels, std=STD * channels)
+    network = deploy.freeze(model, variables, shape, mean=MEAN * channels, std=STD * channels)
+    return dataclasses.replace(network, arithmetic=arithmetic)
 
 
 def logits(model, variables, images):
@@ -50,8 +57,10 @@ def logits(model, variables, images):
 
 def assert_same_answers(network, model, variables, images):
     wanted = logits(model, variables, images)
-    # Rounding aside; a sign that differed would change a logit by far more.
-    np.testing.assert_allclose(network(images), wanted, atol=1e-5 * np.abs(wanted).max())
+    for arithmetic in ("real", "auto"):
+        answers = dataclasses.replace(network, arithmetic=arithmetic)(images)
+        # Rounding aside; a sign that differed would change a logit by far more.
+        np.testing.assert_allclose(answers, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 @several
@@ -62,6 +71,8 @@ def test_a_frozen_network_answers_as_its_model(method, key):
     assert_same_answers(network, model, variables, pictures(SHAPE, key))
     bits = {layer["bits"] for layer in network.facts["binary"].values()}
     assert bits == ({1} if method in METHODS_OF_A_BIT else {None})
+    assert (network.bit_program is None) == (method in METHODS_OF_OTHER_LEVELS)
+    assert network.counts_bits == (network.bit_program is not None and can_count)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +113,9 @@ def test_a_network_of_16_bit_arithmetic_can_be_frozen(key):
     variables = trained(model, SHAPE, key)
     network = frozen(model, variables, SHAPE)
     wanted = logits(model, variables, pictures(SHAPE, key))
-    np.testing.assert_allclose(network(pictures(SHAPE, key)), wanted, rtol=0.05, atol=0.05)
+    for arithmetic in ("real", "auto"):
+        answers = dataclasses.replace(network, arithmetic=arithmetic)(pictures(SHAPE, key))
+        np.testing.assert_allclose(answers, wanted, rtol=0.05, atol=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +135,29 @@ def test_nothing_of_the_training_is_left(fda):
     # Nor where the source lay, in the program.
     assert b"fda_jax/" not in network.program
     assert b".py" not in network.program
+
+
+@pytest.mark.skipif(not can_count, reason="no C++ compiler, or FDA_JAX_NATIVE=0")
+def test_where_bits_are_counted_no_binary_kernel_is_a_float_array(fda):
+    _, network = fda
+    text = str(export.deserialize(bytearray(network.bit_program)).mlir_module())
+    shape = "x".join(map(str, network.facts["binary"]["stage1_block1/conv1"]["shape"]))
+    assert text.count(native.SIGNS) == 2
+    assert f"tensor<{shape}xf32>" not in text
+    assert native.SIGNS.encode() not in network.program
+
+
+def test_bits_are_counted_where_that_can_be_done_and_refused_where_not(fda, key, monkeypatch):
+    _, network = fda
+    other = tiny(method=make_method("tbn"))
+    with pytest.raises(ValueError, match=r"'bits', but this network has no program for it, as its"):
+        frozen(other, trained(other, SHAPE, key), SHAPE, arithmetic="bits")
+    with pytest.raises(ValueError, match=r"arithmetic is 'fast': use one of auto, bits, real"):
+        dataclasses.replace(network, arithmetic="fast")
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    assert not dataclasses.replace(network).counts_bits
+    with pytest.raises(ValueError, match=r"'bits', but its kernel, which a C\+\+ compiler makes"):
+        dataclasses.replace(network, arithmetic="bits")
 
 
 def test_the_weights_are_those_of_the_model(fda):

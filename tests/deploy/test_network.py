@@ -47,11 +47,14 @@ def test_batches_of_any_size_are_taken(network, key):
         np.testing.assert_allclose(network(images[:number]), together[:number], rtol=1e-5)
 
 
-def test_a_program_that_this_jax_cannot_read_is_refused_with_both_versions(network, key):
-    start = network.program.index(b"ML\xefR")  # of MLIR's bytecode
-    later = network.program[: start + 4] + b"\xff" * 64 + network.program[start + 68 :]
+@pytest.mark.parametrize("program", ["program", "bit_program"])
+def test_a_program_that_this_jax_cannot_read_is_refused_with_both_versions(network, key, program):
+    written = getattr(network, program)
+    start = written.index(b"ML\xefR")  # of MLIR's bytecode
+    later = written[: start + 4] + b"\xff" * 64 + written[start + 68 :]
     facts = {**network.facts, "jax": "99.1"}
-    unread = dataclasses.replace(network, facts=facts, program=later)
+    arithmetic = "bits" if program == "bit_program" else "real"
+    unread = dataclasses.replace(network, facts=facts, arithmetic=arithmetic, **{program: later})
     message = rf"JAX {jax.__version__} cannot read the network's program, which JAX 99\.1 wrote"
     with pytest.raises(ValueError, match=message):
         unread(pictures(SHAPE, key))
@@ -108,9 +111,9 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_later_format_is_refused(network, tmp_path):
-    later = dataclasses.replace(network, facts={**network.facts, "format": 2})
+    later = dataclasses.replace(network, facts={**network.facts, "format": 3})
     later.save(tmp_path / "later.npz")
-    with pytest.raises(ValueError, match=r"of format 2, but this version reads format 1"):
+    with pytest.raises(ValueError, match=r"of format 3, but this version reads formats up to 2"):
         deploy.load(tmp_path / "later.npz")
 
 
@@ -130,9 +133,10 @@ import jax, numpy as np
 from jax import export
 
 sys.modules["fda_jax"] = None  # importing it would fail
+NOT_ARRAYS = ("facts", "program", "bit_program")
 file = np.load(sys.argv[1])
 facts = json.loads(file["facts"].tobytes())
-arrays = {name: file[name] for name in file.files if name not in ("facts", "program")}
+arrays = {name: file[name] for name in file.files if name not in NOT_ARRAYS}
 program = export.deserialize(bytearray(file["program"].tobytes()))
 images = np.load(sys.argv[2])
 np.save(sys.argv[3], jax.jit(program.call)(arrays, images))

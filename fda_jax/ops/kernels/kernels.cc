@@ -1,5 +1,5 @@
-// Convolutions and channel sums of float32 images (batch, height, width, channels), and narrow
-// two-layer perceptrons, for the CPU, as XLA custom calls.
+// Convolutions, of real numbers and of signs, and channel sums of float32 images (batch, height,
+// width, channels), and narrow two-layer perceptrons, for the CPU, as XLA custom calls.
 //
 // All run on the threads of the XLA program that calls them. Channels that a vector register
 // holds side by side must come in whole registers (see `kLanes`); the caller sees to that.
@@ -8,6 +8,7 @@
 #include "common.h"
 #include "direct.h"
 #include "perceptron.h"
+#include "signs.h"
 #include "winograd.h"
 
 namespace {
@@ -15,6 +16,8 @@ namespace {
 ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t stride, int64_t top,
                    int64_t left) {
   const Shape in = shape_of(x.dimensions()), out = shape_of(y->dimensions());
+  if (out.channels % kLanes != 0)
+    return ffi::Error::InvalidArgument("the filters do not fill the registers of this processor");
   if (!winograd::suits(w.dimensions(), out, stride))
     return direct::forward(pool, x, w, y, stride, top, left);
   winograd::convolve(pool, {in, out, top, left, x.dimensions()[0]}, x.typed_data(),
@@ -80,4 +83,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_perceptron_gradient, perceptron_gradient,
                                   .Arg<Array>()
                                   .Ret<Array>()
                                   .Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_signs, signs::convolve,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<signs::Words>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Ret<Array>()
+                                  .Attr<int64_t>("height")
+                                  .Attr<int64_t>("width")
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left"));
 extern "C" int fda_jax_lanes() { return kLanes; }

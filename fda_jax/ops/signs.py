@@ -1,0 +1,119 @@
+"""Convolution of signs with signs by bits: exclusive or for the product, a count for the sum."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fda_jax.ops.convolution import Padding
+from fda_jax.ops.native import SIGNS
+
+# As kernels/signs.h lays them out.
+WORD_BITS, FILTERS = 32, 16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SignKernel:
+    """A kernel of two values a filter, as the kernel `SIGNS` takes it.
+
+    Weight = spread * sign + middle.
+
+    Attributes:
+      words: uint32 (ceil(filters / 16), height, width, ceil(channels / 32), 16), a bit for each
+        positive sign, channels from the lowest bit on; what is filled up is 0.
+      spread: float32 (filters,), half of the difference of a filter's two values, >= 0.
+      middle: float32 (filters,), half of their sum.
+    """
+
+    words: jax.Array | np.ndarray
+    spread: jax.Array | np.ndarray
+    middle: jax.Array | np.ndarray
+
+
+def sign_kernel(is_positive: np.ndarray, low: np.ndarray, high: np.ndarray) -> SignKernel:
+    """Lay out a kernel.
+
+    Args:
+      is_positive: bool (height, width, channels, filters), where a weight is the high value.
+      low: float32 (filters,), what the others are.
+      high: float32 (filters,), >= low.
+
+    Returns:
+      A `SignKernel` of NumPy arrays.
+    """
+    height, width, channels, filters = is_positive.shape
+    space = ((0, 0), (0, 0), (0, -channels % WORD_BITS), (0, -filters % FILTERS))
+    shape = (height, width, -(-channels // WORD_BITS), WORD_BITS, -1, FILTERS)
+    bits = np.pad(is_positive, space).reshape(shape)
+    weights = np.uint32(1) << np.arange(WORD_BITS, dtype=np.uint32)[:, None, None]
+    words = np.sum(bits * weights, axis=3, dtype=np.uint32)
+    half = np.float32(0.5)
+    return SignKernel(
+        words.transpose(3, 0, 1, 2, 4).copy(), half * high - half * low, half * high + half * low
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve_signs(x: jax.Array, kernel: SignKernel, stride: int, padding: Padding) -> jax.Array:
+    """Cross-correlation of the signs of images with a binary kernel, borders filled with zeros.
+
+    Forward: sum_{k, l, c} sign(x)[b, i s + k - top, j s + l - left, c] w[k, l, c, o], where
+      w = middle[o] +- spread[o]; what the spread multiplies is a whole number, not rounded
+
+    It is for inference: it runs on CPUs alone, needs `native.kernels`, and has no derivative.
+
+    Args:
+      x: (batch, height, width, channels), float array; only the sign of each number counts.
+      kernel: of as many channels.
+      stride: s, in pixels, for both axes, >= 1.
+      padding: zeros before and behind each axis, ((top, bottom), (left, right)) in pixels.
+
+    Returns:
+      (batch, (height + top + bottom - kernel height) // s + 1, ..., filters), of the dtype of x.
+      Where a window holds a NaN, all its results are.
+    """
+    height, width = kernel.words.shape[1:3]
+    (top, bottom), (left, right) = padding
+    rows = (x.shape[1] + top + bottom - height) // stride + 1
+    columns = (x.shape[2] + left + right - width) // stride + 1
+    shape = jax.ShapeDtypeStruct((x.shape[0], rows, columns, len(kernel.spread)), jnp.float32)
+    y = jax.ffi.ffi_call(SIGNS, shape, vmap_method="sequential")(
+        x.astype(jnp.float32),
+        kernel.words,
+        kernel.spread,
+        kernel.middle,
+        height=np.int64(height),
+        width=np.int64(width),
+        stride=np.int64(stride),
+        top=np.int64(top),
+        left=np.int64(left),
+    )
+    return y.astype(x.dtype)
+
+
+def _forward(x: jax.Array, kernel: SignKernel, stride: int, padding: Padding) -> tuple:
+    return convolve_signs(x, kernel, stride, padding), None
+
+
+def _backward(*_: object) -> tuple:
+    raise TypeError("a convolution of bits has no derivative: train with `binarize` and `convolve`")
+
+
+convolve_signs.defvjp(_forward, _backward)
+
+
+def multiply_signs(x: jax.Array, kernel: SignKernel) -> jax.Array:
+    """Product of the signs of x (..., inputs) with a binary matrix, see `convolve_signs`.
+
+    Args:
+      x: float array (..., inputs).
+      kernel: of a matrix (1, 1, inputs, outputs).
+
+    Returns:
+      (..., outputs), of the dtype of x.
+    """
+    rows = convolve_signs(x.reshape(1, -1, 1, x.shape[-1]), kernel, 1, ((0, 0), (0, 0)))
+    return rows.reshape(*x.shape[:-1], rows.shape[-1])

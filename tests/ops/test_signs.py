@@ -1,0 +1,175 @@
+"""Convolutions of bits: exactly the sums that define them, whatever the shape and the processor."""
+
+import ctypes
+import dataclasses
+import platform
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fda_jax import ops
+from fda_jax.ops import native, signs
+
+pytestmark = pytest.mark.skipif(
+    native.kernels() is None, reason="no C++ compiler, or FDA_JAX_NATIVE=0"
+)
+SAME = ((1, 1), (1, 1))
+# Instructions that a count of bits does without, and with it the compiler here.
+WITHOUT = ["avx512vpopcntdq", "avx512f", "avx2", "avx"]
+
+
+def operands(batch, height, width, channels, filters, kernel, seed=0):
+    """Activations with zeros among them, and signs of weights."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((batch, height, width, channels), np.float32)
+    x[rng.random(x.shape) < 0.1] = 0.0
+    return x, rng.random((*kernel, channels, filters)) < 0.5
+
+
+def literal(x, w, stride, padding):
+    """The sums of the docstring in float64."""
+    bordered = np.pad(np.where(x > 0, 1.0, -1.0), ((0, 0), *padding, (0, 0)))
+    height, width = w.shape[:2]
+    rows = (bordered.shape[1] - height) // stride + 1
+    columns = (bordered.shape[2] - width) // stride + 1
+    y = np.zeros((len(x), rows, columns, w.shape[3]))
+    for k, j in np.ndindex(height, width):
+        seen = bordered[
+            :, k : k + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride
+        ]
+        y += seen @ w[k, j].astype(np.float64)
+    return y
+
+
+def of_ones(is_positive):
+    """A kernel of -1 and 1, as numbers and as bits."""
+    one = np.ones(is_positive.shape[-1], np.float32)
+    return np.where(is_positive, 1.0, -1.0), ops.sign_kernel(is_positive, -one, one)
+
+
+convolve = jax.jit(ops.convolve_signs, static_argnums=(2, 3))
+
+
+@given(
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(1, 13), st.integers(1, 13)),
+    channels=st.sampled_from([1, 3, 16, 31, 32, 33, 64, 100]),
+    filters=st.sampled_from([1, 7, 16, 17, 32, 48, 64, 100]),
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.integers(1, 3),
+    padding=st.tuples(*[st.tuples(st.integers(0, 3), st.integers(0, 3))] * 2),
+    seed=st.integers(0, 2**16),
+)
+@settings(max_examples=40, deadline=None)
+def test_sums_of_signs_are_whole_and_exact(
+    batch, size, channels, filters, kernel, stride, padding, seed
+):
+    for axis in (0, 1):
+        if size[axis] + sum(padding[axis]) < kernel[axis]:
+            return
+    x, is_positive = operands(batch, *size, channels, filters, kernel, seed)
+    w, bits = of_ones(is_positive)
+    np.testing.assert_array_equal(
+        convolve(x, bits, stride, padding), literal(x, w, stride, padding)
+    )
+
+
+def test_a_filter_may_have_any_two_values():
+    x, is_positive = operands(2, 6, 5, 40, 20, (3, 3))
+    rng = np.random.default_rng(1)
+    low = rng.standard_normal(20).astype(np.float32)
+    high = low + rng.random(20).astype(np.float32)
+    high[3] = low[3]  # or one
+    w = np.where(is_positive, high, low)
+    y = convolve(x, ops.sign_kernel(is_positive, low, high), 1, SAME)
+    expected = literal(x, w, 1, SAME)
+    np.testing.assert_allclose(y, expected, atol=1e-6 * np.abs(expected).max())
+
+
+def test_two_opposite_values_need_nothing_but_their_size():
+    _, is_positive = operands(1, 3, 3, 4, 8, (3, 3))
+    scale = np.random.default_rng(0).random(8).astype(np.float32)
+    kernel = ops.sign_kernel(is_positive, -scale, scale)
+    np.testing.assert_array_equal(kernel.spread, scale)
+    np.testing.assert_array_equal(kernel.middle, 0.0)
+
+
+def test_a_product_of_vectors_takes_any_axes_in_front():
+    x, is_positive = operands(2, 3, 5, 70, 33, (1, 1))
+    w, bits = of_ones(is_positive)
+    y = jax.jit(ops.multiply_signs)(x, bits)
+    np.testing.assert_array_equal(y, np.where(x > 0, 1.0, -1.0) @ w[0, 0])
+    np.testing.assert_array_equal(jax.jit(ops.multiply_signs)(x[0, 0], bits), y[0, 0])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_the_result_has_the_type_of_the_activations(dtype):
+    x, is_positive = operands(1, 4, 4, 16, 16, (3, 3))
+    w, bits = of_ones(is_positive)
+    y = convolve(jnp.asarray(x, dtype), bits, 1, SAME)
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y.astype(np.float32), literal(x, w, 1, SAME))
+
+
+def test_nan_reaches_the_windows_that_see_it_and_no_other():
+    x, is_positive = operands(2, 7, 7, 40, 20, (3, 3))
+    x[1, 2, 4, 39] = np.nan
+    y = np.asarray(convolve(x, of_ones(is_positive)[1], 1, SAME))
+    expected = np.zeros(y.shape, bool)
+    expected[1, 1:4, 3:6] = True
+    np.testing.assert_array_equal(np.isnan(y), expected)
+
+
+def test_infinities_have_signs():
+    x, is_positive = operands(1, 3, 3, 8, 8, (3, 3))
+    w, bits = of_ones(is_positive)
+    x[0, 0, 0], x[0, 1, 1] = np.inf, -np.inf
+    np.testing.assert_array_equal(convolve(x, bits, 1, SAME), literal(x, w, 1, SAME))
+
+
+def test_there_is_no_derivative_and_it_says_so():
+    x, is_positive = operands(1, 3, 3, 8, 8, (3, 3))
+    bits = of_ones(is_positive)[1]
+    with pytest.raises(TypeError, match=r"no derivative: train with `binarize`"):
+        jax.grad(lambda x: jnp.sum(ops.convolve_signs(x, bits, 1, SAME)))(jnp.asarray(x))
+
+
+def test_a_batch_of_calls_is_a_call_for_each():
+    x, is_positive = operands(3, 4, 4, 8, 8, (3, 3))
+    bits = of_ones(is_positive)[1]
+    mapped = jax.vmap(lambda image: ops.convolve_signs(image[None], bits, 1, SAME)[0])(x)
+    np.testing.assert_array_equal(mapped, convolve(x, bits, 1, SAME))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are instructions of x86-64")
+@pytest.mark.parametrize("without", WITHOUT)
+def test_a_processor_with_fewer_instructions_counts_the_same(without, tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, f"-mno-{without}"))
+    compiler = native.compiler() or ""
+    library = ctypes.CDLL(str(native._compile(compiler, tmp_path / "kernels.so")))
+    name = f"{native.SIGNS}_without_{without}"
+    handler = getattr(library, native.SIGNS)
+    jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+    for shape in [(2, 6, 7, 40, 20, (3, 3)), (1, 9, 9, 64, 64, (3, 3)), (1, 4, 1, 300, 50, (1, 1))]:
+        x, is_positive = operands(*shape)
+        w, bits = of_ones(is_positive)
+        padding = SAME if shape[-1] == (3, 3) else ((0, 0), (0, 0))
+        monkeypatch.setattr(signs, "SIGNS", name)
+        y = jax.jit(lambda x, bits, p=padding: ops.convolve_signs(x, bits, 1, p))(x, bits)
+        np.testing.assert_array_equal(y, literal(x, w, 1, padding))
+
+
+def test_a_kernel_knows_the_bits_of_its_weights():
+    is_positive = np.zeros((1, 2, 33, 17), bool)
+    is_positive[0, 1, 32, 16] = is_positive[0, 0, 3, 2] = True
+    kernel = ops.sign_kernel(is_positive, *np.array([[-1.0], [1.0]], np.float32).repeat(17, 1))
+    assert kernel.words.shape == (2, 1, 2, 2, 16)
+    assert kernel.words[1, 0, 1, 1, 0] == 1
+    assert kernel.words[0, 0, 0, 0, 2] == 8
+    assert np.sum(kernel.words) == 9
+    assert [field.name for field in dataclasses.fields(kernel)] == ["words", "spread", "middle"]
