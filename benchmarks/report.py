@@ -17,6 +17,7 @@ HERE = Path(__file__).resolve().parent
 ORDER = (
     "estimator_cost",
     "throughput_cpu",
+    "inference_cpu",
     "throughput_gpu",
     "gpu_kernels",
     "startup",

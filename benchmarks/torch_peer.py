@@ -276,6 +276,58 @@ class _Layers:
         return _NoisyBinarize.apply(rows, w1, w2, self._alpha, self._terms)
 
 
+class Predictor(torch.nn.Module):
+    """A trained network that answers, binarized by the clipped estimator's or FDA-BNN's rule.
+
+    Args:
+      network: name of `NETWORKS`.
+      variables: "params/..." and "batch_stats/..." of fda_jax by their paths.
+      is_binary: False takes the latent weights as they are, and no sign of activations.
+    """
+
+    def __init__(
+        self, network: str, variables: Mapping[str, np.ndarray], *, is_binary: bool
+    ) -> None:
+        super().__init__()
+        self._network, self._is_binary = NETWORKS[network], is_binary
+        for name, value in _tensors(variables, "params/").items():
+            if is_binary and name.endswith("latent_kernel"):
+                value = torch.where(value > 0, 1.0, -1.0) * value.abs().mean()
+            self.register_buffer(name.replace("/", ":"), value)
+        for name, value in _tensors(variables, "batch_stats/").items():
+            self.register_buffer(name.replace("/", ":"), value)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of uint8 images (batch, height, width, channels)."""
+        x = images.permute(0, 3, 1, 2).to(torch.float32)
+        x = x.mul_(1.0 / (255.0 * PIXEL_STD)).sub_(PIXEL_MEAN / PIXEL_STD)
+        named = {name.replace(":", "/"): buffer for name, buffer in self.named_buffers()}
+        return self._network(_TrainedLayers(named, is_binary=self._is_binary), x)
+
+
+class _TrainedLayers(_Layers):
+    """Layers of inference: running statistics, kernels that are binary already."""
+
+    def __init__(self, named: Mapping[str, Tensor], *, is_binary: bool) -> None:
+        super().__init__(named, named, "ste", torch.zeros(()), 0)
+        self._is_binary = is_binary
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        mean, variance, scale, bias = (
+            self._params[f"{name}/{part}"] for part in ("mean", "var", "scale", "bias")
+        )
+        return functional.batch_norm(x, mean, variance, scale, bias, training=False, eps=1e-5)
+
+    def prelu(self, x: Tensor, name: str) -> Tensor:
+        return functional.prelu(x, self._params[f"{name}/negative_slope"].reshape(1))
+
+    def binary_conv(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
+        kernel = self._params[f"{name}/latent_kernel"]
+        # torch.sign(0) is 0 and not -1, but no other sign takes one pass.
+        inputs = torch.sign(x) if self._is_binary else x
+        return functional.conv2d(inputs, kernel, stride=stride, padding=1)
+
+
 def resnet20(layers: _Layers, x: Tensor) -> Tensor:
     x = layers.stem(x)
     for stage in (1, 2, 3):

@@ -1,5 +1,6 @@
 """The PyTorch peer of the benchmarks is the same network: equal losses in double precision."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -115,3 +116,22 @@ def test_closed_slope_is_the_literal_sum(terms):
     x = torch.linspace(-1.0, 1.0, 1001, dtype=torch.float64)
     closed = torch_peer.closed_slope(x, torch.tensor(float(terms), dtype=torch.float64))
     np.testing.assert_allclose(closed, torch_peer.literal_slope(x, terms), rtol=1e-9)
+
+
+@pytest.mark.parametrize("network", ["resnet20", "vgg_small"])
+@pytest.mark.parametrize("method", ["ste", "full_precision"])
+def test_a_trained_peer_answers_as_ours(network, method):
+    model = models.build(network, num_classes=10, method=method).clone(widths=WIDTHS)
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+    inputs = jnp.asarray((images / 255.0 - 0.5) / 0.25, jnp.float32)
+    variables = generic(jax.jit(model.init)(jax.random.key(0), inputs))
+    variables = jax.tree.map(np.float32, variables)
+    expected = jax.jit(model.apply)(variables, inputs)
+    # A real layer's kernel bears another name.
+    flat = {
+        re.sub(r"(conv\d/)kernel", r"\1latent_kernel", name): leaf
+        for name, leaf in flatten_dict(variables, sep="/").items()
+    }
+    peer = torch_peer.Predictor(network, flat, is_binary=method == "ste")
+    theirs = peer(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(theirs, expected, atol=1e-4 * np.abs(expected).max())
