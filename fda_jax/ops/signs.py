@@ -83,8 +83,9 @@ def convolve_signs(x: jax.Array, kernel: SignKernel, stride: int, padding: Paddi
     y = jax.ffi.ffi_call(SIGNS, shape, vmap_method="sequential")(
         x.astype(jnp.float32),
         kernel.words,
-        kernel.spread,
-        kernel.middle,
+        # As a product in the type of x would have them.
+        jnp.asarray(kernel.spread, x.dtype).astype(jnp.float32),
+        jnp.asarray(kernel.middle, x.dtype).astype(jnp.float32),
         height=np.int64(height),
         width=np.int64(width),
         stride=np.int64(stride),

@@ -106,13 +106,15 @@ def test_a_product_of_vectors_takes_any_axes_in_front():
     np.testing.assert_array_equal(jax.jit(ops.multiply_signs)(x[0, 0], bits), y[0, 0])
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_the_result_has_the_type_of_the_activations(dtype):
-    x, is_positive = operands(1, 4, 4, 16, 16, (3, 3))
-    w, bits = of_ones(is_positive)
-    y = convolve(jnp.asarray(x, dtype), bits, 1, SAME)
-    assert y.dtype == dtype
-    np.testing.assert_array_equal(y.astype(np.float32), literal(x, w, 1, SAME))
+def test_in_16_bits_it_is_the_product_of_rounded_operands_rounded_once():
+    x, is_positive = operands(1, 6, 6, 40, 16, (3, 3))
+    scale = np.random.default_rng(0).random(16).astype(np.float32)
+    low, high = -scale, scale
+    rounded = np.where(is_positive, high, low).astype(jnp.bfloat16)
+    y = convolve(jnp.asarray(x, jnp.bfloat16), ops.sign_kernel(is_positive, low, high), 1, SAME)
+    expected = literal(x, rounded.astype(np.float64), 1, SAME).astype(jnp.bfloat16)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(y, np.float32), expected.astype(np.float32))
 
 
 def test_nan_reaches_the_windows_that_see_it_and_no_other():
