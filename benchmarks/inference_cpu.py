@@ -25,9 +25,12 @@ import numpy as np
 import record
 import sides
 from flax.traverse_util import flatten_dict
+from matplotlib.patches import Patch
+from matplotlib.ticker import StrMethodFormatter
 from throughput_cpu import check_torch
 
 from fda_jax import deploy, models, ops
+from fda_jax.experiment import figures
 from fda_jax.ops import native
 from fda_jax.ops.convolution import convolve
 
@@ -49,6 +52,7 @@ MEAN, STD = 0.5, 0.25
 LAYERS = ((32, 16), (16, 32), (8, 64), (32, 128), (16, 256), (8, 512), (56, 64), (14, 256))
 LAYER_BATCH, LAYER_SECONDS = 8, 0.1
 LOGITS = 8
+FIGURE = "inference_cpu.png"
 
 Cell = dict[str, Any]
 
@@ -66,7 +70,10 @@ def main() -> None:
         for batch in args.batches or BATCHES[network]:
             cells.append(measure(args, network, batch))
             print_cell(cells[-1])
-    fill(result, cells, measure_layers(args))
+    layers = measure_layers(args)
+    fill(result, cells, layers)
+    args.out.mkdir(parents=True, exist_ok=True)
+    draw(args.out / FIGURE, cells, layers)
     print(result.answer)
     result.write(args)
 
@@ -227,6 +234,7 @@ def fill(result: record.Record, cells: list[Cell], layers: list[dict[str, Any]])
         f"same shape: {speeds}."
     )
     result.details = {"cells": cells, "layers": layers}
+    result.figures = [FIGURE]
 
 
 def network_table(cells: list[Cell]) -> record.Table:
@@ -258,6 +266,40 @@ def network_table(cells: list[Cell]) -> record.Table:
         "cores; times are of this machine on this day. The real network has the same layers "
         "without signs.",
     )
+
+
+def draw(path: Path, cells: list[Cell], layers: list[dict[str, Any]]) -> None:
+    """The ratios of both tables as bars."""
+    figure = figures.new_figure(11, 5, dots_per_inch=100)
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    panels = (
+        (left, "whole networks", [(f"{c['network']}\nbatch {c['batch']}", c) for c in cells]),
+        (
+            right,
+            f"binary convolutions 3 x 3, batch {LAYER_BATCH}",
+            [(o["layer"], o) for o in layers],
+        ),
+    )
+    for axes, title, groups in panels:
+        names = list(dict.fromkeys(name for _, group in groups for name in group["turns"]))
+        names.remove(BITS)
+        for place, (_, group) in enumerate(groups):
+            present = [name for name in names if name in group["turns"]]
+            for i, name in enumerate(present):
+                colour = figures.COLOURS[names.index(name)]
+                ratio = sides.ratio(group["turns"][name], group["turns"][BITS])
+                y = place + (i - (len(present) - 1) / 2) * 0.8 / len(names)
+                axes.barh(y, ratio, height=0.8 / len(names), color=colour)
+        axes.axvline(1.0, color="black", linewidth=1.0)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_yticks(range(len(groups)), [name for name, _ in groups])
+        axes.invert_yaxis()
+        figures.tidy(axes, title=title, x="time (counting bits = 1)", y="")
+        handles = [Patch(color=c) for c in figures.COLOURS[: len(names)]]
+        labels = [NAMES.get(name, name) for name in names]
+        axes.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
+    figures.save(figure, path)
 
 
 NAMES = {

@@ -74,8 +74,16 @@ def convolve_signs(x: jax.Array, kernel: SignKernel, stride: int, padding: Paddi
     Returns:
       (batch, (height + top + bottom - kernel height) // s + 1, ..., filters), of the dtype of x.
       Where a window holds a NaN, all its results are.
+
+    Raises:
+      ValueError: the kernel is of another number of channels, as far as its words tell.
     """
-    height, width = kernel.words.shape[1:3]
+    height, width, words = kernel.words.shape[1:4]
+    if -(-x.shape[-1] // WORD_BITS) != words:
+        raise ValueError(
+            f"the images have {x.shape[-1]} channels, but the kernel is of "
+            f"{WORD_BITS * (words - 1) + 1} to {WORD_BITS * words}: use the kernel of this layer"
+        )
     (top, bottom), (left, right) = padding
     rows = (x.shape[1] + top + bottom - height) // stride + 1
     columns = (x.shape[2] + left + right - width) // stride + 1

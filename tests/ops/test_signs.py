@@ -126,6 +126,18 @@ def test_nan_reaches_the_windows_that_see_it_and_no_other():
     np.testing.assert_array_equal(np.isnan(y), expected)
 
 
+def test_a_kernel_of_other_channels_is_refused():
+    x, is_positive = operands(1, 3, 3, 40, 8, (3, 3))
+    bits = of_ones(is_positive)[1]
+    with pytest.raises(ValueError, match=r"images have 20 channels, but the kernel is of 33 to 64"):
+        convolve(x[..., :20], bits, 1, SAME)
+
+
+def test_of_no_images_there_are_no_results():
+    x, is_positive = operands(1, 3, 3, 8, 8, (3, 3))
+    assert convolve(x[:0], of_ones(is_positive)[1], 1, SAME).shape == (0, 3, 3, 8)
+
+
 def test_infinities_have_signs():
     x, is_positive = operands(1, 3, 3, 8, 8, (3, 3))
     w, bits = of_ones(is_positive)

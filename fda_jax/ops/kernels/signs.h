@@ -23,6 +23,7 @@ using Words = ffi::Buffer<ffi::U32>;
 constexpr int kBits = 32;
 // Filters whose words lie side by side, whatever the width of the registers.
 constexpr int kFilters = 16;
+constexpr int64_t kGrain = 1 << 14;
 
 typedef uint32_t Word
     __attribute__((vector_size(kFilters * sizeof(uint32_t)), aligned(sizeof(uint32_t)), may_alias));
@@ -332,6 +333,7 @@ std::vector<int32_t, LineAllocator<int32_t>> whole_sums(const Plan& plan, const 
 ffi::Error convolve(ffi::ThreadPool pool, Array x, Words filters, Array spread, Array middle,
                     Result y, int64_t height, int64_t width, int64_t stride, int64_t top,
                     int64_t left) {
+  if (y->element_count() == 0) return ffi::Error::Success();
   const Plan plan{shape_of(x.dimensions()), shape_of(y->dimensions()), height, width, stride, top,
                   left};
   const Borders rows(plan.out.height, stride, top, plan.in.height, height);
@@ -341,19 +343,25 @@ ffi::Error convolve(ffi::ThreadPool pool, Array x, Words filters, Array spread, 
   std::copy_n(spread.typed_data(), plan.out.channels, spreads.begin());
   std::copy_n(middle.typed_data(), plan.out.channels, middles.begin());
   const bool is_centred = std::all_of(middles.begin(), middles.end(), [](float m) { return m == 0; });
-  // Images, then rows of them, then filters are dealt out, until there is work for all.
-  const int64_t batch = x.dimensions()[0], wanted = 4 * pool.num_threads();
-  const int64_t bands = std::min(plan.out.height, (wanted + batch - 1) / batch);
+  // Images, then rows of them, then filters are dealt out, until there is work for all; to wake a
+  // thread for less than kGrain words of filters costs more than it saves.
+  const int64_t batch = x.dimensions()[0], image_size = plan.out.height * plan.out.width;
+  const int64_t work = batch * image_size * plan.blocks() * plan.size();
+  const int64_t wanted = std::clamp<int64_t>(work / kGrain, 1, 4 * pool.num_threads());
+  const int64_t groups = std::min(batch, wanted);
+  const int64_t bands = std::min(plan.out.height, (wanted + groups - 1) / groups);
   const int64_t parts =
-      std::min(plan.blocks(), (wanted + batch * bands - 1) / (batch * bands));
-  parallel_for(pool, batch * bands * parts, [&](int64_t item) {
-    const int64_t image = item / (bands * parts), band = item / parts % bands, part = item % parts;
-    Rows(plan, rows, columns, filters.typed_data(), whole.data(), spreads.data(),
-         is_centred ? nullptr : middles.data())
-        .run(x.typed_data() + image * plan.in.height * plan.in.width * plan.in.channels,
-             band * plan.out.height / bands, (band + 1) * plan.out.height / bands,
-             part * plan.blocks() / parts, (part + 1) * plan.blocks() / parts,
-             y->typed_data() + image * plan.out.height * plan.out.width * plan.out.channels);
+      std::min(plan.blocks(), (wanted + groups * bands - 1) / (groups * bands));
+  parallel_for(pool, groups * bands * parts, [&](int64_t item) {
+    const int64_t group = item / (bands * parts), band = item / parts % bands, part = item % parts;
+    Rows rows_of_image(plan, rows, columns, filters.typed_data(), whole.data(), spreads.data(),
+                       is_centred ? nullptr : middles.data());
+    for (int64_t image = group * batch / groups; image < (group + 1) * batch / groups; ++image)
+      rows_of_image.run(
+          x.typed_data() + image * plan.in.height * plan.in.width * plan.in.channels,
+          band * plan.out.height / bands, (band + 1) * plan.out.height / bands,
+          part * plan.blocks() / parts, (part + 1) * plan.blocks() / parts,
+          y->typed_data() + image * image_size * plan.out.channels);
   });
   return ffi::Error::Success();
 }
