@@ -76,7 +76,10 @@ class PackedNetwork:
     def _misses(self) -> str:
         """Why there is no bit arithmetic; "" where there is."""
         if self.bit_program is None:
-            return "this network has no program for it, as its activations are not signs"
+            return (
+                "this network has no program for it: its activations are not signs, or it was "
+                "exported before there was one"
+            )
         if jax.default_backend() != "cpu":
             return f"it is of CPUs, and this is a {jax.default_backend()}"
         if native.kernels() is None:
@@ -98,10 +101,11 @@ class PackedNetwork:
             the program.
         """
         shape, dtype = tuple(self.facts["image_shape"]), getattr(images, "dtype", None)
-        if np.ndim(images) != 4 or np.shape(images)[1:] != shape or dtype != np.uint8:
+        given = np.shape(images)
+        if len(given) != 4 or given[0] < 1 or given[1:] != shape or dtype != np.uint8:
             raise ValueError(
-                f"images are {dtype or type(images).__name__} of shape {np.shape(images)}, but "
-                f"this network takes uint8 of shape (batch, {', '.join(map(str, shape))}): resize "
+                f"images are {dtype or type(images).__name__} of shape {given}, but this network "
+                f"takes uint8 of shape (batch, {', '.join(map(str, shape))}), at least one: resize "
                 "them, and give pixels of 0 to 255"
             )
         try:

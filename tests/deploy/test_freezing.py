@@ -150,7 +150,7 @@ def test_where_bits_are_counted_no_binary_kernel_is_a_float_array(fda):
 def test_bits_are_counted_where_that_can_be_done_and_refused_where_not(fda, key, monkeypatch):
     _, network = fda
     other = tiny(method=make_method("tbn"))
-    with pytest.raises(ValueError, match=r"'bits', but this network has no program for it, as its"):
+    with pytest.raises(ValueError, match=r"'bits', but this network has no program for it: its"):
         frozen(other, trained(other, SHAPE, key), SHAPE, arithmetic="bits")
     with pytest.raises(ValueError, match=r"arithmetic is 'fast': use one of auto, bits, real"):
         dataclasses.replace(network, arithmetic="fast")

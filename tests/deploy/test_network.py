@@ -81,9 +81,13 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(network, tmp_path, 
     ("images", "words"),
     [
         (np.zeros((2, 8, 8, 1), np.float32), r"float32 of shape \(2, 8, 8, 1\).*uint8"),
-        (np.zeros((2, 9, 8, 1), np.uint8), r"\(2, 9, 8, 1\).*\(batch, 8, 8, 1\): resize"),
+        (
+            np.zeros((2, 9, 8, 1), np.uint8),
+            r"\(batch, 8, 8, 1\), at least one: resize",
+        ),
         (np.zeros((8, 8, 1), np.uint8), r"\(8, 8, 1\).*\(batch, 8, 8, 1\)"),
         ([1, 2], r"images are list of shape \(2,\)"),
+        (np.zeros((0, 8, 8, 1), np.uint8), r"\(0, 8, 8, 1\).*at least one"),
     ],
 )
 def test_images_that_do_not_fit_are_refused(network, images, words):
