@@ -78,18 +78,22 @@ def freeze(
     (batch,) = export.symbolic_shape("batch")
     images_shape = (batch, *image_shape)
     program = _exported(predict, used, images_shape)
-    bit_program = None
+    bit_program, called = None, []
     if makes_signs(_method(model).activation):
         predict = _on_our_kernels(_program(model, real, binary, mean, std, kernel_of_bits))
         bit_arrays = for_bit_arithmetic(used, binary)
         bit_program = _exported(predict, bit_arrays, images_shape, kernels=native.TARGETS)
+        text = bit_program.mlir_module()
+        called = [name for name in native.TARGETS if f"@{name}(" in text]
     described = {
         **(facts or {}),
         "format": FORMAT,
         "image_shape": list(image_shape),
         "binary": binary,
+        "kernels": called,
     }
-    return PackedNetwork(described, used, program, bit_program)
+    written = None if bit_program is None else bytes(bit_program.serialize())
+    return PackedNetwork(described, used, bytes(program.serialize()), written)
 
 
 def _kernels(
@@ -178,22 +182,13 @@ def _exported(
     predict: Callable[..., jax.Array],
     arrays: Arrays,
     images_shape: Sequence[Any],
-    kernels: Sequence[str] = (),
-) -> bytes:
-    """A program for everywhere, or with some of our kernels for CPUs."""
-    platforms = ("cpu",) if kernels else PLATFORMS
-    return bytes(_export(predict, arrays, images_shape, platforms, kernels).serialize())
-
-
-def _export(
-    predict: Callable[..., jax.Array],
-    arrays: Arrays,
-    images_shape: Sequence[Any],
-    platforms: Sequence[str] = PLATFORMS,
+    *,
     kernels: Sequence[str] = (),
 ) -> export.Exported:
+    """A program for everywhere, or one for CPUs that may call some of our kernels."""
     shapes = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}
     images = jax.ShapeDtypeStruct(images_shape, jnp.uint8)
+    platforms = ("cpu",) if kernels else PLATFORMS
     known = [export.DisabledSafetyCheck.custom_call(kernel) for kernel in kernels]
     with _without_locations():
         exporter = export.export(jax.jit(predict), platforms=platforms, disabled_checks=known)
@@ -203,7 +198,7 @@ def _export(
 def _used(predict: Callable[..., jax.Array], arrays: Arrays, image_shape: Sequence[int]) -> Arrays:
     """Those of the arrays that the program reads."""
     # JAX leaves out what a program does not read where the batch is a number alone.
-    kept = _export(predict, arrays, (1, *image_shape)).module_kept_var_idx
+    kept = _exported(predict, arrays, (1, *image_shape)).module_kept_var_idx
     flat = sorted(arrays)  # the order in which it takes a dictionary
     return {flat[i]: arrays[flat[i]] for i in kept if i < len(flat)}
 

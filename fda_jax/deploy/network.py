@@ -37,7 +37,8 @@ class PackedNetwork:
 
     Attributes:
       facts: what the file says of itself: "format", "image_shape" (height, width, channels),
-        "binary" ({layer: {"shape", "bits"}}), and what whoever froze it added: of a run "network",
+        "binary" ({layer: {"shape", "bits"}}), "kernels" (those of `ops.native` that the second
+        program calls), and what whoever froze it added: of a run "network",
         "method", "dataset", "classes" (names by label), "seed", "step", "revision", "fda_jax" and
         "jax" (versions).
       arrays: by name. LAYER/planes and LAYER/levels of a binary layer, see `bits.Packed`;
@@ -66,7 +67,7 @@ class PackedNetwork:
             )
         missing = self.arithmetic == "bits" and self._misses()
         if missing:
-            raise ValueError(f"arithmetic is 'bits', but {missing}: use 'auto' or 'real'")
+            raise ValueError(f"arithmetic is 'bits', but {missing} use 'auto' or 'real'")
 
     @functools.cached_property
     def counts_bits(self) -> bool:
@@ -77,13 +78,19 @@ class PackedNetwork:
         """Why there is no bit arithmetic; "" where there is."""
         if self.bit_program is None:
             return (
-                "this network has no program for it: its activations are not signs, or it was "
-                "exported before there was one"
+                "this network has no program for it (its activations are not signs, or it was "
+                "exported before there was one):"
+            )
+        unknown = set(self.facts.get("kernels", ())) - set(native.TARGETS)
+        if unknown:
+            return (
+                f"this version has no kernel {', '.join(sorted(unknown))}: use the version that "
+                "wrote the file, or export the run again, or"
             )
         if jax.default_backend() != "cpu":
-            return f"it is of CPUs, and this is a {jax.default_backend()}"
+            return f"it is of CPUs, and this is a {jax.default_backend()}:"
         if native.kernels() is None:
-            return "its kernel, which a C++ compiler makes, cannot be had here"
+            return "its kernel, which a C++ compiler makes, cannot be had here:"
         return ""
 
     def __call__(self, images: Any) -> jax.Array:

@@ -35,6 +35,7 @@ CHANNEL_SUMS = "fda_jax_channel_sums"
 PERCEPTRON = "fda_jax_perceptron"
 PERCEPTRON_GRADIENT = "fda_jax_perceptron_gradient"
 SIGNS = "fda_jax_signs"
+# Shipped networks call some of them by name: a kernel whose arguments change gets a new one.
 TARGETS = (
     FORWARD,
     INPUT_GRADIENT,

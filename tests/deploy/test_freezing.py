@@ -150,10 +150,15 @@ def test_where_bits_are_counted_no_binary_kernel_is_a_float_array(fda):
 def test_bits_are_counted_where_that_can_be_done_and_refused_where_not(fda, key, monkeypatch):
     _, network = fda
     other = tiny(method=make_method("tbn"))
-    with pytest.raises(ValueError, match=r"'bits', but this network has no program for it: its"):
+    with pytest.raises(ValueError, match=r"'bits', but this network has no program for it \(its"):
         frozen(other, trained(other, SHAPE, key), SHAPE, arithmetic="bits")
     with pytest.raises(ValueError, match=r"arithmetic is 'fast': use one of auto, bits, real"):
         dataclasses.replace(network, arithmetic="fast")
+    assert set(network.facts["kernels"]) - {native.FORWARD} == {native.SIGNS}
+    later = {**network.facts, "kernels": ["fda_jax_signs_2"]}
+    assert not dataclasses.replace(network, facts=later).counts_bits
+    with pytest.raises(ValueError, match=r"has no kernel fda_jax_signs_2: use the version that wr"):
+        dataclasses.replace(network, facts=later, arithmetic="bits")
     monkeypatch.setattr(native, "kernels", lambda: None)
     assert not dataclasses.replace(network).counts_bits
     with pytest.raises(ValueError, match=r"'bits', but its kernel, which a C\+\+ compiler makes"):

@@ -86,7 +86,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_perceptron_gradient, perceptron_gradient,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_signs, signs::convolve,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
+                                  .Arg<signs::Signs>()
                                   .Arg<signs::Words>()
                                   .Arg<Array>()
                                   .Arg<Array>()

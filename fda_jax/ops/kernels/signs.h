@@ -10,7 +10,9 @@
 #endif
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "common.h"
@@ -19,6 +21,7 @@ namespace {
 namespace signs {
 
 using Words = ffi::Buffer<ffi::U32>;
+using Signs = ffi::Buffer<ffi::S8>;
 
 constexpr int kBits = 32;
 // Filters whose words lie side by side, whatever the width of the registers.
@@ -68,34 +71,46 @@ inline Word count_bits(Word v) {
 #endif
 }
 
-// A bit for each channel of a pixel that is above 0, from the lowest of a word on. Whether one of the
-// channels is NaN, of which there is no sign.
-inline bool pack(const float* x, int64_t channels, uint32_t* words) {
-  uint32_t nans = 0;
+// A bit for each channel of a pixel that is 1, from the lowest of a word on. Whether one of the
+// channels is 0, which is neither sign.
+inline bool pack(const int8_t* x, int64_t channels, uint32_t* words) {
+  uint64_t zeros = 0;
   for (int64_t c = 0; c < channels; c += kBits, ++words) {
     const int64_t count = std::min<int64_t>(kBits, channels - c);
     uint32_t word = 0;
     int64_t i = 0;
-#if defined(__AVX512F__)
-    for (; i + 16 <= count; i += 16) {
-      const __m512 v = _mm512_loadu_ps(x + c + i);
-      word |= uint32_t(_mm512_cmp_ps_mask(v, _mm512_setzero_ps(), _CMP_GT_OQ)) << i;
-      nans |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+#if defined(__AVX2__)
+    for (; i + 32 <= count; i += 32) {
+      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + c + i));
+      const __m256i zero = _mm256_setzero_si256();
+      word = uint32_t(_mm256_movemask_epi8(_mm256_cmpgt_epi8(v, zero)));
+      zeros |= uint32_t(_mm256_movemask_epi8(_mm256_cmpeq_epi8(v, zero)));
     }
-#elif defined(__AVX__)
+#endif
+#if defined(__SSE2__)
+    for (; i + 16 <= count; i += 16) {
+      const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + c + i));
+      const __m128i zero = _mm_setzero_si128();
+      word |= uint32_t(_mm_movemask_epi8(_mm_cmpgt_epi8(v, zero))) << i;
+      zeros |= uint32_t(_mm_movemask_epi8(_mm_cmpeq_epi8(v, zero)));
+    }
+#elif __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     for (; i + 8 <= count; i += 8) {
-      const __m256 v = _mm256_loadu_ps(x + c + i);
-      word |= uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(v, _mm256_setzero_ps(), _CMP_GT_OQ))) << i;
-      nans |= _mm256_movemask_ps(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+      uint64_t v;
+      std::memcpy(&v, x + c + i, sizeof v);
+      const uint64_t ones = 0x0101010101010101, positive = v & ~(v >> 7) & ones;
+      // Byte k moves by 56 - 7 k, so that its bit comes to lie at 56 + k.
+      word |= uint32_t((positive * 0x0102040810204080) >> 56) << i;
+      zeros |= (v - ones) & ~v & (ones << 7);
     }
 #endif
     for (; i < count; ++i) {
       word |= uint32_t(x[c + i] > 0) << i;
-      nans |= x[c + i] != x[c + i];
+      zeros |= x[c + i] == 0;
     }
     *words = word;
   }
-  return nans != 0;
+  return zeros != 0;
 }
 
 // A convolution. `span` words of a row of the kernel lie side by side in the packed image, too.
@@ -182,7 +197,7 @@ class Rows {
       : plan_(plan), rows_(rows), columns_(columns), filters_(filters), whole_(whole),
         spread_(spread), middle_(middle) {}
 
-  void run(const float* image, int64_t first, int64_t last, int64_t block, int64_t end,
+  void run(const int8_t* image, int64_t first, int64_t last, int64_t block, int64_t end,
            float* result) {
     pack_rows(image, first, last);
     const int64_t row = plan_.columns() * plan_.words();
@@ -210,7 +225,7 @@ class Rows {
   }
 
  private:
-  void pack_rows(const float* image, int64_t first, int64_t last) {
+  void pack_rows(const int8_t* image, int64_t first, int64_t last) {
     const int64_t words = plan_.words(), columns = plan_.columns();
     const int64_t rows = plan_.rows_of(last - first);
     packed_.assign(rows * columns * words, 0);
@@ -222,7 +237,7 @@ class Rows {
       for (int64_t c = 0; c < columns; ++c) {
         const int64_t x = c - plan_.left;
         if (x < 0 || x >= plan_.in.width) continue;
-        const float* pixel = image + (y * plan_.in.width + x) * plan_.in.channels;
+        const int8_t* pixel = image + (y * plan_.in.width + x) * plan_.in.channels;
         if (pack(pixel, plan_.in.channels, &packed_[(r * columns + c) * words]))
           nans_[r * columns + c] = is_nan_ = true;
       }
@@ -328,9 +343,10 @@ std::vector<int32_t, LineAllocator<int32_t>> whole_sums(const Plan& plan, const 
   return sums;
 }
 
-// y = spread * (sign(x) convolved with the filters' signs) + middle * (sum of the signs seen), with
-// zeros around the signs of x. Filters are (blocks, kernel's rows, columns, words, kFilters).
-ffi::Error convolve(ffi::ThreadPool pool, Array x, Words filters, Array spread, Array middle,
+// y = spread * (x convolved with the filters' signs) + middle * (sum of the signs seen), with zeros
+// around x, whose numbers are signs, or 0 for NaN. Filters are (blocks, kernel's rows, columns, words,
+// kFilters).
+ffi::Error convolve(ffi::ThreadPool pool, Signs x, Words filters, Array spread, Array middle,
                     Result y, int64_t height, int64_t width, int64_t stride, int64_t top,
                     int64_t left) {
   if (y->element_count() == 0) return ffi::Error::Success();
