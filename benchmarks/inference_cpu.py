@@ -173,12 +173,13 @@ def measure_layer(side: int, channels: int, args: argparse.Namespace) -> dict[st
     one, same = np.ones(channels, np.float32), ((1, 1), (1, 1))
     w = jnp.where(is_positive, 1.0, -1.0)
     bits = jax.device_put(ops.sign_kernel(is_positive, -one, one))
+    # All begin with real activations.
     programs: dict[str, Callable[[], jax.Array]] = {
         BITS: functools.partial(jax.jit(lambda x, w: ops.convolve_signs(x, w, 1, same)), x, bits),
-        "XLA": functools.partial(jax.jit(lambda x, w: convolve(x, w, 1, same)), ops.sign(x), w),
+        "XLA": functools.partial(jax.jit(lambda x, w: convolve(ops.sign(x), w, 1, same)), x, w),
         # As training calls it.
         "our float32 kernel": functools.partial(
-            jax.jit(lambda x, w: jax.vjp(lambda x: convolve(x, w, 1, same), x)[0]), ops.sign(x), w
+            jax.jit(lambda x, w: jax.vjp(lambda w: convolve(ops.sign(x), w, 1, same), w)[0]), x, w
         ),
     }
     sums = [np.asarray(program()) for program in programs.values()]
@@ -327,8 +328,8 @@ def layer_table(layers: list[dict[str, Any]]) -> record.Table:
         f"Binary convolutions 3 x 3 alone, batch {LAYER_BATCH}: time, counting bits = 1",
         ["layer", *names, "bits (billion products/s)"],
         rows,
-        "The time holds the packing of the activations, which come as float32. All sums are equal, "
-        "bit for bit; a layer for which they were not would end the benchmark.",
+        "From real activations, whose signs each side takes first. All sums are equal, bit for bit; "
+        "a layer for which they were not would end the benchmark.",
     )
 
 

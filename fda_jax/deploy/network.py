@@ -67,7 +67,7 @@ class PackedNetwork:
             )
         missing = self.arithmetic == "bits" and self._misses()
         if missing:
-            raise ValueError(f"arithmetic is 'bits', but {missing} use 'auto' or 'real'")
+            raise ValueError(f"arithmetic is 'bits', but {missing}: use 'auto' or 'real'")
 
     @functools.cached_property
     def counts_bits(self) -> bool:
@@ -79,18 +79,18 @@ class PackedNetwork:
         if self.bit_program is None:
             return (
                 "this network has no program for it (its activations are not signs, or it was "
-                "exported before there was one):"
+                "exported before there was one)"
             )
         unknown = set(self.facts.get("kernels", ())) - set(native.TARGETS)
         if unknown:
             return (
-                f"this version has no kernel {', '.join(sorted(unknown))}: use the version that "
-                "wrote the file, or export the run again, or"
+                f"this version has no kernel {', '.join(sorted(unknown))} (the version that wrote "
+                "the file has, and an export by this one would do without)"
             )
         if jax.default_backend() != "cpu":
-            return f"it is of CPUs, and this is a {jax.default_backend()}:"
+            return f"it is of CPUs, and this is a {jax.default_backend()}"
         if native.kernels() is None:
-            return "its kernel, which a C++ compiler makes, cannot be had here:"
+            return "its kernel, which a C++ compiler makes, cannot be had here"
         return ""
 
     def __call__(self, images: Any) -> jax.Array:

@@ -1,7 +1,5 @@
 """Activations with a trained threshold."""
 
-from typing import ClassVar
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -23,7 +21,11 @@ class ShiftedSign(nn.Module):
     """
 
     estimator: ops.Rule = ops.ApproxSign()
-    makes_signs: ClassVar[bool] = True
+
+    @property
+    def makes_signs(self) -> bool:
+        """Whether its activations end as -1 and 1."""
+        return ops.ends_in_signs(self.estimator)
 
     @nn.compact
     def __call__(self, a: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
