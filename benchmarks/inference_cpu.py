@@ -328,8 +328,8 @@ def layer_table(layers: list[dict[str, Any]]) -> record.Table:
         f"Binary convolutions 3 x 3 alone, batch {LAYER_BATCH}: time, counting bits = 1",
         ["layer", *names, "bits (billion products/s)"],
         rows,
-        "From real activations, whose signs each side takes first. All sums are equal, bit for bit; "
-        "a layer for which they were not would end the benchmark.",
+        "From real activations, whose signs each side takes first. All sums are equal, bit for "
+        "bit; a layer for which they were not would end the benchmark.",
     )
 
 
