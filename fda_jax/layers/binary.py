@@ -1,6 +1,7 @@
 """Layers with binary operands: latent weights in, convolution or matrix product out."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -63,7 +64,7 @@ class BinaryConv(nn.Module):
             y = ops.convolve_signs(binary_a, binary_w, self.strides, padding)
         else:
             y = ops.convolve(binary_a, binary_w.astype(self.dtype), self.strides, padding)
-        return _output(self, y)
+        return _output(self, cast(jax.Array, y))
 
 
 class BinaryDense(nn.Module):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +52,8 @@ def sign_kernel(is_positive: np.ndarray, low: np.ndarray, high: np.ndarray) -> S
     weights = np.uint32(1) << np.arange(WORD_BITS, dtype=np.uint32)[:, None, None]
     words = np.sum(bits * weights, axis=3, dtype=np.uint32)
     half = np.float32(0.5)
-    return SignKernel(
-        words.transpose(3, 0, 1, 2, 4).copy(), half * high - half * low, half * high + half * low
-    )
+    laid_out = np.ascontiguousarray(np.transpose(words, (3, 0, 1, 2, 4)))
+    return SignKernel(laid_out, half * high - half * low, half * high + half * low)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -125,5 +125,6 @@ def multiply_signs(x: jax.Array, kernel: SignKernel) -> jax.Array:
     Returns:
       (..., outputs), of the dtype of x.
     """
-    rows = convolve_signs(x.reshape(1, -1, 1, x.shape[-1]), kernel, 1, ((0, 0), (0, 0)))
+    images = x.reshape(1, -1, 1, x.shape[-1])
+    rows = cast(jax.Array, convolve_signs(images, kernel, 1, ((0, 0), (0, 0))))
     return rows.reshape(*x.shape[:-1], rows.shape[-1])
