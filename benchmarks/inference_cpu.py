@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import answering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,12 +28,10 @@ import sides
 from flax.traverse_util import flatten_dict
 from matplotlib.patches import Patch
 from matplotlib.ticker import StrMethodFormatter
-from throughput_cpu import check_torch
 
 from fda_jax import deploy, models, ops
 from fda_jax.experiment import figures
 from fda_jax.ops import native
-from fda_jax.ops.convolution import convolve
 
 BITS, REAL = "bits", "real"
 # PyTorch's sides: a mode, and whether the network is the binary one.
@@ -48,10 +47,9 @@ PEERS = ("resnet20", "vgg_small")
 BATCHES = {"resnet20": (1, 32), "vgg_small": (1, 32), "resnet18": (1, 16), "alexnet": (1, 16)}
 ROUNDS, TURN_SECONDS = 11, 0.5
 MEAN, STD = 0.5, 0.25
-# Convolutions 3 x 3 of these networks at stride 1 (pixels, channels), and a product of vectors.
+# Convolutions 3 x 3 of these networks at stride 1: pixels, channels.
 LAYERS = ((32, 16), (16, 32), (8, 64), (32, 128), (16, 256), (8, 512), (56, 64), (14, 256))
 LAYER_BATCH, LAYER_SECONDS = 8, 0.1
-LOGITS = 8
 FIGURE = "inference_cpu.png"
 
 Cell = dict[str, Any]
@@ -59,7 +57,6 @@ Cell = dict[str, Any]
 
 def main() -> None:
     args = arguments()
-    check_torch(args.torch_python)
     if native.kernels() is None:
         sys.exit("bits are counted by a kernel that a C++ compiler makes: install g++ or clang++")
     result = record.Record(
@@ -80,9 +77,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = record.parser(__doc__)
-    parser.add_argument(
-        "--torch-python", default=sys.executable, help="an interpreter that has PyTorch"
-    )
+    sides.add_torch_python(parser)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of each side")
     parser.add_argument("--batches", type=int, nargs="+", help="images a call; by network")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -91,7 +86,11 @@ def arguments() -> argparse.Namespace:
     if args.tiny:
         args.networks, args.batches, args.rounds, args.seconds = ["vgg_small"], [2], 2, 0.01
         args.sizes, args.layers = {"widths": (8, 16, 32)}, ((4, 16),)
-        args.torch = {name: side for name, side in TORCH.items() if side[0] == "eager"}
+        # Where there is no PyTorch, our own sides are tried.
+        modes = ("eager",) if sides.has_torch(args.torch_python) else ()
+        args.torch = {name: side for name, side in TORCH.items() if side[0] in modes}
+    else:
+        sides.check_torch(args.torch_python)
     return args
 
 
@@ -173,13 +172,16 @@ def measure_layer(side: int, channels: int, args: argparse.Namespace) -> dict[st
     one, same = np.ones(channels, np.float32), ((1, 1), (1, 1))
     w = jnp.where(is_positive, 1.0, -1.0)
     bits = jax.device_put(ops.sign_kernel(is_positive, -one, one))
+    convolve = functools.partial(ops.convolve, stride=1, padding=same)
     # All begin with real activations.
     programs: dict[str, Callable[[], jax.Array]] = {
         BITS: functools.partial(jax.jit(lambda x, w: ops.convolve_signs(x, w, 1, same)), x, bits),
-        "XLA": functools.partial(jax.jit(lambda x, w: convolve(ops.sign(x), w, 1, same)), x, w),
+        "XLA": functools.partial(jax.jit(lambda x, w: convolve(ops.sign(x), w)), x, w),
         # As training calls it.
         "our float32 kernel": functools.partial(
-            jax.jit(lambda x, w: jax.vjp(lambda w: convolve(ops.sign(x), w, 1, same), w)[0]), x, w
+            jax.jit(lambda x, w: jax.vjp(lambda w: ops.convolve(ops.sign(x), w, 1, same), w)[0]),
+            x,
+            w,
         ),
     }
     sums = [np.asarray(program()) for program in programs.values()]
@@ -224,7 +226,8 @@ def fill(result: record.Record, cells: list[Cell], layers: list[dict[str, Any]])
     largest = max(cell["difference"] for cell in cells)
     result.goals.append(
         record.Goal(
-            f"all sides with the binary network give the same first {LOGITS} logits within 0.1%",
+            f"all sides with the binary network give the same first {answering.LOGITS} logits "
+            "within 0.1%",
             f"largest difference {largest:.1e} of the largest logit",
             largest <= 1e-3,
         )

@@ -5,6 +5,7 @@ that alternate does. A worker calls `serve`; the benchmark starts it as a `Side`
 `alternate`. While one works the other sleeps on its standard input.
 """
 
+import argparse
 import json
 import os
 import random
@@ -123,6 +124,30 @@ class Company:
         """End the workers."""
         for member in self._members:
             member.close()
+
+
+def add_torch_python(parser: argparse.ArgumentParser) -> None:
+    """The flag that says where PyTorch is."""
+    parser.add_argument(
+        "--torch-python", default=sys.executable, help="an interpreter that has PyTorch"
+    )
+
+
+def has_torch(python: str) -> bool:
+    """Whether an interpreter has PyTorch."""
+    try:
+        return not subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
+    except OSError:  # there is no such program
+        return False
+
+
+def check_torch(python: str) -> None:
+    """End the program, in words, where an interpreter has no PyTorch."""
+    if not has_torch(python):
+        sys.exit(
+            f"{python} cannot import torch: name an interpreter that can by --torch-python, "
+            "or run `pip install torch==2.13.0`"
+        )
 
 
 def serve(turn: Callable[[], Mapping[str, Any]], facts: Mapping[str, Any]) -> None:

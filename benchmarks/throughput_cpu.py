@@ -9,8 +9,6 @@ the same weights on the same batch. PyTorch may live in an environment of its ow
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -38,7 +36,7 @@ Cell = dict[str, Any]
 
 def main() -> None:
     args = arguments()
-    check_torch(args.torch_python)
+    sides.check_torch(args.torch_python)
     result = record.Record(
         "throughput_cpu",
         "Does a training step on the CPU take less time in fda_jax than in PyTorch?",
@@ -55,9 +53,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = record.parser(__doc__)
-    parser.add_argument(
-        "--torch-python", default=sys.executable, help="an interpreter that has PyTorch"
-    )
+    sides.add_torch_python(parser)
     parser.add_argument("--rounds", type=int, help="steps of each side; by time if left out")
     parser.add_argument("--batch", type=int, help="images a step; 128 if left out")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
@@ -70,14 +66,6 @@ def arguments() -> argparse.Namespace:
         args.networks, args.methods, args.modes, args.rounds = ["vgg_small"], ["fda"], MODES[:1], 2
         args.sizes = {"widths": (8, 16, 32)}
     return args
-
-
-def check_torch(python: str) -> None:
-    if subprocess.run([python, "-c", "import torch"], capture_output=True).returncode:
-        sys.exit(
-            f"{python} cannot import torch: name an interpreter that can by --torch-python, "
-            "or run `pip install torch==2.13.0`"
-        )
 
 
 def measure(args: argparse.Namespace, network: str, method: str) -> Cell:

@@ -140,14 +140,16 @@ def _program(
     binary: Mapping[str, Any],
     mean: Sequence[float],
     std: Sequence[float],
-    kernel: Callable[..., Any],
+    make_kernel: Callable[..., Any],
 ) -> Callable[..., jax.Array]:
     """(arrays, stored images) -> logits; what `real` has and the arrays lack is 0, and unused."""
     quantizer = _method(model).weight
 
     def predict(arrays: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
         quantized = {
-            (*layer.split("/"), "kernel"): Quantized(kernel(arrays, layer, facts), None, quantizer)
+            (*layer.split("/"), "kernel"): Quantized(
+                make_kernel(arrays, layer, facts), None, quantizer
+            )
             for layer, facts in binary.items()
         }
         given = {

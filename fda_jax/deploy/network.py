@@ -84,8 +84,8 @@ class PackedNetwork:
         unknown = set(self.facts.get("kernels", ())) - set(native.TARGETS)
         if unknown:
             return (
-                f"this version has no kernel {', '.join(sorted(unknown))} (the version that wrote "
-                "the file has, and an export by this one would do without)"
+                f"its program calls {', '.join(sorted(unknown))}, a kernel that this version does "
+                "not have (export the run again)"
             )
         if jax.default_backend() != "cpu":
             return f"it is of CPUs, and this is a {jax.default_backend()}"

@@ -11,7 +11,7 @@ from tests.conftest import REPOSITORY
 
 FOLDER = REPOSITORY / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "record.parser(" in path.read_text())
-NEEDS_TORCH = {"throughput_cpu", "inference_cpu"}
+NEEDS_TORCH = {"throughput_cpu"}
 
 
 def python(*words, folder):

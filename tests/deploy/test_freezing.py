@@ -157,7 +157,7 @@ def test_bits_are_counted_where_that_can_be_done_and_refused_where_not(fda, key,
     assert set(network.facts["kernels"]) - {native.FORWARD} == {native.SIGNS}
     later = {**network.facts, "kernels": ["fda_jax_signs_2"]}
     assert not dataclasses.replace(network, facts=later).counts_bits
-    with pytest.raises(ValueError, match=r"this version has no kernel fda_jax_signs_2 \(the"):
+    with pytest.raises(ValueError, match=r"calls fda_jax_signs_2, a kernel that.*\(export the run"):
         dataclasses.replace(network, facts=later, arithmetic="bits")
     monkeypatch.setattr(native, "kernels", lambda: None)
     assert not dataclasses.replace(network).counts_bits

@@ -360,3 +360,14 @@ def test_a_mapped_convolution_makes_no_groups_and_gives_what_single_ones_give():
     single = [jax.value_and_grad(loss, (0, 1))(x[i], w[i]) for i in range(3)]
     wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *single)
     chex.assert_trees_all_close(mapped(x, w), wanted, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+def test_filters_that_do_not_fill_a_register_are_refused_and_not_written_over():
+    """A shipped network may have been exported on another processor."""
+    lanes = native.kernels().lanes
+    x, w = operands(1, 4, 4, 3, lanes + 1, (3, 3))
+    shape = jax.ShapeDtypeStruct((1, 4, 4, lanes + 1), jnp.float32)
+    call = jax.ffi.ffi_call(native.FORWARD, shape)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="do not fill the registers"):
+        call(x, w, stride=np.int64(1), top=np.int64(1), left=np.int64(1)).block_until_ready()

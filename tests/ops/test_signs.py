@@ -78,6 +78,26 @@ def test_sums_of_signs_are_whole_and_exact(
     )
 
 
+@pytest.mark.parametrize(
+    ("shape", "padding"),
+    [
+        ((40, 8, 8, 32, 33, (3, 3)), SAME),  # images are dealt out
+        ((1, 40, 40, 40, 40, (3, 3)), SAME),  # rows of one
+        ((1, 1, 1, 20_000, 1030, (1, 1)), ((0, 0), (0, 0))),  # filters of a product
+    ],
+)
+def test_work_for_several_threads_is_dealt_out_without_gaps(shape, padding):
+    x, is_positive = operands(*shape)
+    x[-1, -1, 0, 3] = np.nan
+    w, bits = of_ones(is_positive)
+    y = np.asarray(convolve(x, bits, 1, padding))
+    seen = np.isnan(y)
+    of_nan = np.zeros(y.shape, bool)
+    of_nan[-1, max(0, y.shape[1] - 2) :, :2] = True
+    np.testing.assert_array_equal(seen, of_nan)
+    np.testing.assert_array_equal(y[~seen], literal(x, w, 1, padding)[~seen])
+
+
 def test_a_filter_may_have_any_two_values():
     x, is_positive = operands(2, 6, 5, 40, 20, (3, 3))
     rng = np.random.default_rng(1)
