@@ -179,7 +179,7 @@ def measure_layer(side: int, channels: int, args: argparse.Namespace) -> dict[st
         "XLA": functools.partial(jax.jit(lambda x, w: convolve(ops.sign(x), w)), x, w),
         # As training calls it.
         "our float32 kernel": functools.partial(
-            jax.jit(lambda x, w: jax.vjp(lambda w: ops.convolve(ops.sign(x), w, 1, same), w)[0]),
+            jax.jit(lambda x, w: jax.vjp(lambda w: convolve(ops.sign(x), w), w)[0]),
             x,
             w,
         ),
