@@ -68,12 +68,14 @@ def test_every_part_is_measured_and_the_sides_of_a_group_start_together(log, mon
         "5",
         "1, a graph a step",
         "5, a graph a step",
+        "1, a graph a step, kernels side by side",
+        "5, a graph a step, kernels side by side",
     ]
     starts = [i for i, (what, *_) in enumerate(log) if what == "start"]
     first_turn = next(i for i, (what, *_) in enumerate(log) if what == "turn")
     # The sides of two parts. The first has three numbers of seeds beside ours and the peer, and two
-    # sides whose step is one graph.
-    assert sum(i < first_turn for i in starts) == (2 + 3 + 2) + 2
+    # sides for each of two forms in which a step is one graph.
+    assert sum(i < first_turn for i in starts) == (2 + 3 + 2 * 2) + 2
     assert sum(what == "turn" for what, *_ in log) == 2 * len(starts)
     assert sum(what == "close" for what, *_ in log) == len(starts)
 
