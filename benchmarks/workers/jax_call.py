@@ -154,8 +154,11 @@ class Runner:
             )
             return jnp.mean(cross_entropy(logits, batch.labels, label_smoothing=0.0))
 
-        # A program that runs once is not worth a search for its fastest convolutions.
-        options = {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else None
+        # A program that runs once is not worth a search for its fastest convolutions. Those that it
+        # has then cannot all be recorded as a graph, which flags may ask for (cuDNN's status 5003).
+        options = None
+        if jax.default_backend() == "gpu":
+            options = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_command_buffer": ""}
         return float(jax.jit(loss, compiler_options=options)(state.params, state.batch_stats))
 
 

@@ -492,6 +492,15 @@ def test_each_run_can_have_a_baseline_of_its_own(tmp_path):
     assert "a2 with a, b2 with b" in markdown(folder)
 
 
+def test_before_a_baseline_has_run_the_first_of_the_others_is_it(tmp_path):
+    runs = {"b": [{"accuracies": (0.5,)}], "c": [{"accuracies": (0.6,)}]}
+    folder = make_sweep(tmp_path / "w", runs, baselines={"b": "a", "c": "a"})
+    (rows,) = compared(folder).values()
+    column = "last - b (points, 95 % interval)"
+    assert {name: row[column] for name, row in rows.items()} == {"b": "-", "c": "+10.00"}
+    assert rows["b"]["time a step (b = 1)"] == "1.00"
+
+
 def test_a_budget_is_marked_in_every_title(tmp_path):
     run = {"epochs": 150, "budget": 0.02}
     folder = make_sweep(tmp_path / "w", {"a": [run], "b": [run]})
