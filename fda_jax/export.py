@@ -25,7 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "compare its answers with the run's on all test images.",
     )
     parser.add_argument("folder", type=Path, metavar="WORKDIR", help="a run's folder")
-    parser.add_argument("--out", type=Path, required=True, help="the file, e.g. fda.npz")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the file: fda.npz, for JAX, or fda.onnx, for other programs",
+    )
     parser.add_argument(
         "--checkpoint", choices=CHECKPOINTS, default="last", help="best is picked on the test set"
     )
@@ -42,17 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_ARITHMETICS = {"real": "in floating point", "bits": "by counting bits"}
+_ARITHMETICS = {
+    "real": "in floating point",
+    "bits": "by counting bits",
+    "onnx": "in ONNX Runtime, in float32",
+}
 
 
 def _summary(path: Path, made: Release) -> str:
-    sizes = made.network.sizes()
+    sizes = made.sizes
+    program = "graph {:,}" if "onnx" in made.answers else "programs {:,} before compression"
     share = sizes["unpacked"] / made.file_bytes
     lines = [
         f"{path}: {made.file_bytes:,} bytes, 1/{share:.1f} of its {sizes['unpacked']:,} bytes "
         "in float32",
-        f"  binary layers {sizes['binary']:,} bytes, real numbers {sizes['real']:,}, programs "
-        f"{sizes['program']:,} before compression",
+        f"  binary layers {sizes['binary']:,} bytes, real numbers {sizes['real']:,}, "
+        + program.format(sizes["program"]),
         f"  test accuracy of the run {made.run_accuracy:.2%}",
     ]
     for arithmetic, answers in made.answers.items():

@@ -1,5 +1,6 @@
 """From a trained network to the one that is shipped."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from fda_jax import data
+from fda_jax.deploy import onnx_form
 from fda_jax.deploy.bits import pack
 from fda_jax.deploy.network import (
     FORMAT,
@@ -65,16 +67,7 @@ def freeze(
 
     Laws: logits are those of `model.apply(variables, normalised images)`.
     """
-    kernels = _kernels(model, variables, image_shape)
-    _check_finite(kernels)
-    arrays, binary = _packed(kernels)
-    real = {
-        "/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()
-    }
-    predict = _program(model, real, binary, mean, std, kernel)
-    # What inference does not read, such as latent weights, is no part of the file.
-    used = _used(predict, {**arrays, **real}, image_shape)
-    _check_finite({name: array for name, array in used.items() if name in real})
+    predict, real, used, binary = _frozen(model, variables, image_shape, mean, std)
     (batch,) = export.symbolic_shape("batch")
     images_shape = (batch, *image_shape)
     program = _exported(predict, used, images_shape)
@@ -94,6 +87,72 @@ def freeze(
     }
     written = None if bit_program is None else bytes(bit_program.serialize())
     return PackedNetwork(described, used, bytes(program.serialize()), written)
+
+
+def to_onnx(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image_shape: Sequence[int],
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    facts: Mapping[str, Any] | None = None,
+) -> Any:
+    """Freeze a network for inference elsewhere: as an ONNX model, which needs no JAX.
+
+    Binary weights lie in it as bits, and nodes of the graph make numbers of them, which a runtime
+    does once, when it loads the model. It computes in float32, whatever the network did, and knows
+    no arithmetic on signs but that of numbers.
+
+    Args:
+      model: network of `models.build`.
+      variables: its parameters and statistics.
+      image_shape: height, width and channels of one image.
+      mean: of each channel, see `data.normalize`.
+      std: of each channel, likewise.
+      facts: what the file is to say besides, as metadata; values that JSON can hold.
+
+    Returns:
+      An `onnx.ModelProto` of operators of version 18: "images" uint8 (batch, *image_shape), 0 to
+      255, to "logits" float32 (batch, classes), for every batch. Its metadata hold texts as they
+      are and other facts as JSON.
+
+    Raises:
+      ValueError: a weight is not finite; or the package onnx is missing.
+
+    Laws: logits are those of `model.apply(variables, normalised images)` in float32, but for
+      rounding.
+    """
+    model = model.clone(dtype=jnp.float32)
+    predict, _, used, binary = _frozen(model, variables, image_shape, mean, std)
+    bits = [f"{layer}/planes" for layer, described in binary.items() if described["bits"]]
+    texts = {
+        name: fact if isinstance(fact, str) else json.dumps(fact)
+        for name, fact in (facts or {}).items()
+    }
+    return onnx_form.to_model(predict, used, bits, image_shape, texts)
+
+
+def _frozen(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    image_shape: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> tuple[Callable[..., jax.Array], Arrays, Arrays, dict[str, Any]]:
+    """The program in floating point, all variables by name, the arrays that the program takes, and
+    what `_packed` says of binary layers."""
+    kernels = _kernels(model, variables, image_shape)
+    _check_finite(kernels)
+    arrays, binary = _packed(kernels)
+    real = {
+        "/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()
+    }
+    predict = _program(model, real, binary, mean, std, kernel)
+    # What inference does not read, such as latent weights, is no part of the file.
+    used = _used(predict, {**arrays, **real}, image_shape)
+    _check_finite({name: array for name, array in used.items() if name in real})
+    return predict, real, used, binary
 
 
 def _kernels(

@@ -5,9 +5,9 @@ import functools
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -153,9 +153,6 @@ class PackedNetwork:
           FileExistsError: there is a file of this name.
           OSError: it cannot be written.
         """
-        path = Path(path)
-        if path.exists():
-            raise FileExistsError(f"{path} exists already: choose another name, or remove it")
         entries: dict[str, Any] = {
             _FACTS: np.frombuffer(json.dumps(self.facts, sort_keys=True).encode(), np.uint8),
             _PROGRAM: np.frombuffer(self.program, np.uint8),
@@ -163,15 +160,7 @@ class PackedNetwork:
         }
         if self.bit_program is not None:
             entries[_BIT_PROGRAM] = np.frombuffer(self.bit_program, np.uint8)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                np.savez_compressed(file, **entries)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, lambda file: np.savez_compressed(file, **entries))
 
     @functools.cached_property
     def _on_device(self) -> Mapping[str, jax.Array]:
@@ -223,6 +212,31 @@ def kernel_of_bits(
         return kernel(arrays, layer, facts)
     names = (field.name for field in dataclasses.fields(ops.SignKernel))
     return ops.SignKernel(*(arrays[f"{layer}/{name}"] for name in names))
+
+
+def write_whole(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a new file whole or not at all.
+
+    Args:
+      path: of the file, which must not exist.
+      write: what writes into it.
+
+    Raises:
+      FileExistsError: there is a file of this name.
+      OSError: it cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: choose another name, or remove it")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | Path, *, arithmetic: str = "auto") -> PackedNetwork:

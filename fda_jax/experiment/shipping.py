@@ -1,20 +1,25 @@
 """From a run's folder to the file that is shipped, compared with the run on all test images."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import jax
 import numpy as np
 
 from fda_jax import __version__, deploy
+from fda_jax.data.errors import require
+from fda_jax.deploy import onnx_form
 from fda_jax.experiment import saved
 from fda_jax.experiment.environment import label
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.saved import SavedRun
 from fda_jax.experiment.setup import Experiment
 from fda_jax.training import feed
+
+# Images as they are stored to logits.
+Reader = Callable[[jax.Array], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,14 +42,18 @@ class Release:
     """A network in a file.
 
     Attributes:
-      network: as it is read from the file.
+      facts: what the file says of itself.
+      sizes: bytes, see `deploy.PackedNetwork.sizes`; of an ONNX file "program" is all of it that is
+        neither binary layers nor real numbers.
       file_bytes: size of the file.
       examples: number of test images.
       run_accuracy: of the run's own network on them, in [0, 1].
-      answers: of the file's network, by the arithmetic, "real" and, where it can be had, "bits".
+      answers: of the file's network, by the arithmetic, "real" and, where it can be had, "bits"; of
+        an ONNX file "onnx", for ONNX Runtime's.
     """
 
-    network: deploy.PackedNetwork
+    facts: Mapping[str, Any]
+    sizes: Mapping[str, int]
     file_bytes: int
     examples: int
     run_accuracy: float
@@ -62,7 +71,8 @@ def release(
 
     Args:
       workdir: the run's folder; of a run in stages the last stage's network is taken.
-      out: the file, which must not exist.
+      out: the file, which must not exist: an ONNX model if its name ends with .onnx, see
+        `deploy.to_onnx`, a `deploy.PackedNetwork` otherwise.
       checkpoint: "last", or "best", which is picked on the test set itself.
       data_dir: where the data lie now, in place of the configuration's data.dir.
 
@@ -72,9 +82,13 @@ def release(
     Raises:
       WorkdirError: there is no run or no such checkpoint in the folder, or the file exists or
         cannot be written.
-      ValueError, CheckpointError: as `experiment.evaluate`; or a weight is not finite.
+      ValueError, CheckpointError: as `experiment.evaluate`; or a weight is not finite, or what
+        an ONNX file needs is not installed.
     """
     out = Path(out)
+    is_onnx = out.suffix == ".onnx"
+    if is_onnx:
+        require("onnxruntime", extra="onnx", purpose="comparing an ONNX file with its run")
     if checkpoint not in saved.CHECKPOINTS:
         choices = " or ".join(saved.CHECKPOINTS)
         raise ValueError(f"checkpoint is {checkpoint!r}: use {choices}")
@@ -90,19 +104,40 @@ def release(
             )
         variables = jax.device_get(trained.state(step).inference_variables())
         experiment, facts = trained.experiment, _facts(trained, Path(workdir), step)
-    network = deploy.freeze(
-        experiment.model,
-        variables,
-        experiment.dataset.image_shape_hwc,
-        mean=experiment.preprocessing.mean,
-        std=experiment.preprocessing.std,
-        facts=facts,
-    )
+    trained_network = (experiment.model, variables, experiment.dataset.image_shape_hwc)
+    preprocessing = experiment.preprocessing
+    settings = {"mean": preprocessing.mean, "std": preprocessing.std, "facts": facts}
+    network = deploy.freeze(*trained_network, **settings)
     try:
-        network.save(out)
+        if is_onnx:
+            written = deploy.to_onnx(*trained_network, **settings).SerializeToString()
+            deploy.write_whole(out, lambda file: file.write(written))
+        else:
+            network.save(out)
     except OSError as error:
         raise WorkdirError(f"{out} could not be written ({error.strerror or error})") from error
-    return _compared(experiment, variables, deploy.load(out), out.stat().st_size)
+    file_bytes, sizes = out.stat().st_size, network.sizes()
+    if is_onnx:
+        sizes["program"] = file_bytes - sizes["binary"] - sizes["real"]
+        readers = {"onnx": _in_onnx_runtime(out)}
+    else:
+        readers = _in_jax(deploy.load(out))
+    examples, run_accuracy, answers = _compared(experiment, variables, readers)
+    return Release(facts, sizes, file_bytes, examples, run_accuracy, answers)
+
+
+def _in_jax(network: deploy.PackedNetwork) -> dict[str, Reader]:
+    """A network read from its file, by its arithmetic."""
+    readers: dict[str, Reader] = {"real": dataclasses.replace(network, arithmetic="real")}
+    return {**readers, "bits": network} if network.counts_bits else readers
+
+
+def _in_onnx_runtime(path: Path) -> Reader:
+    """A network read from an ONNX file."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {onnx_form.INPUT: np.asarray(images)})[0]
 
 
 def _facts(trained: SavedRun, workdir: Path, step: int) -> dict[str, object]:
@@ -123,18 +158,17 @@ def _facts(trained: SavedRun, workdir: Path, step: int) -> dict[str, object]:
 
 
 def _compared(
-    experiment: Experiment, variables: dict, network: deploy.PackedNetwork, file_bytes: int
-) -> Release:
+    experiment: Experiment, variables: dict, readers: Mapping[str, Reader]
+) -> tuple[int, float, dict[str, Answers]]:
+    """Number of test images, the run's accuracy on them, and the answers of each reader."""
+
     @jax.jit
     def of_run(variables: dict, images: jax.Array) -> jax.Array:
         inputs = experiment.preprocessing.evaluate(images)
         return cast(jax.Array, experiment.model.apply(variables, inputs))
 
-    networks = {"real": dataclasses.replace(network, arithmetic="real")}
-    if network.counts_bits:
-        networks["bits"] = network
-    counts = {name: np.zeros(2, int) for name in networks}  # right answers, and the run's
-    largest = dict.fromkeys(networks, 0.0)
+    counts = {name: np.zeros(2, int) for name in readers}  # right answers, and the run's
+    largest = dict.fromkeys(readers, 0.0)
     examples = run_correct = 0
     for images, labels in _test_batches(experiment):
         known = labels >= 0  # the last batch is filled up
@@ -142,8 +176,8 @@ def _compared(
         right, own_answer = labels[known], own.argmax(axis=1)
         examples += len(right)
         run_correct += int(np.sum(own_answer == right))
-        for name, each in networks.items():
-            logits = np.asarray(each(images))[known]
+        for name, reader in readers.items():
+            logits = np.asarray(reader(images))[known]
             answer = logits.argmax(axis=1)
             counts[name] += [np.sum(answer == right), np.sum(answer == own_answer)]
             largest[name] = max(largest[name], float(np.abs(logits - own).max()))
@@ -151,7 +185,7 @@ def _compared(
         name: Answers(correct / examples, int(same), largest[name])
         for name, (correct, same) in counts.items()
     }
-    return Release(network, file_bytes, examples, run_correct / examples, answers)
+    return examples, run_correct / examples, answers
 
 
 def _test_batches(experiment: Experiment) -> Iterator[tuple[jax.Array, np.ndarray]]:

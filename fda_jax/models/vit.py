@@ -82,7 +82,8 @@ class VisionTransformer(nn.Module):
                 dtype=self.dtype,
                 name=f"block{block + 1}",
             )(x, train=train, progress=progress)
-        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x[:, 0])
+        x = jax.lax.index_in_dim(x, 0, axis=1, keepdims=False)
+        x = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
         return classifier(self.num_classes)(x)
 
 

@@ -32,8 +32,14 @@ class _Windows(NamedTuple):
         if self.padding:
             x = jnp.pad(x, ((0, 0), border, border, (0, 0)), constant_values=-jnp.inf)
         height, width = (self.stride * (count - 1) + 1 for count in self.counts())
+        batch, *_, channels = x.shape
         return [
-            x[:, k : k + height : self.stride, l : l + width : self.stride]
+            jax.lax.slice(
+                x,
+                (0, k, l, 0),
+                (batch, k + height, l + width, channels),
+                (1, self.stride, self.stride, 1),
+            )
             for k in range(self.side)
             for l in range(self.side)  # noqa: E741
         ]

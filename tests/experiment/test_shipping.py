@@ -1,8 +1,10 @@
 """A run's network in a file, beside the run."""
 
 import dataclasses
+import sys
 
 import numpy as np
+import onnx
 import pytest
 
 from fda_jax import deploy, export
@@ -37,7 +39,31 @@ def test_the_best_checkpoint_can_be_taken(whole, tmp_path):
     folder, result = whole
     made = release(folder, tmp_path / "net.npz", checkpoint="best")
     assert made.answers["real"].accuracy == pytest.approx(result["best_test_accuracy"])
-    assert made.network.facts["step"] == result["best_epoch"] * result["steps"] / result["epochs"]
+    assert made.facts["step"] == result["best_epoch"] * result["steps"] / result["epochs"]
+
+
+def test_an_onnx_file_answers_as_its_run_in_another_runtime(whole, tmp_path, capsys):
+    folder, result = whole
+    out = tmp_path / "net.onnx"
+    assert export.main([str(folder), f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{out}: {out.stat().st_size:,} bytes, 1/" in printed
+    examples, accuracy = result["test_examples"], f"{result['last_test_accuracy']:.2%}"
+    same = f"{accuracy}: {examples:,} of {examples:,} answers are the run's"
+    assert f"in ONNX Runtime, in float32 {same}" in printed
+    facts = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert (facts["network"], facts["step"]) == ("tiny", str(result["steps"]))
+    assert export.main([str(folder), f"--out={out}"]) == 1
+    assert "net.onnx exists already" in capsys.readouterr().err
+
+
+def test_without_a_runtime_no_onnx_file_is_written(whole, tmp_path, monkeypatch, capsys):
+    for package in ("onnx", "onnxruntime"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            assert export.main([str(whole[0]), f"--out={tmp_path / 'net.onnx'}"]) == 1
+        assert "pip install 'fda_jax[onnx]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_network_in_the_file_would_be_seen(whole, tmp_path, monkeypatch):

@@ -1,0 +1,464 @@
+"""A frozen network's program in ONNX, node by node, from what JAX traces."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+from jax import export
+
+from fda_jax.data.errors import require
+
+# ONNX's version of 2022-12, the first with operators on bits, and the file format of that time.
+OPSET, IR_VERSION = 18, 8
+INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+
+# JAX's primitives with an operator of their own, element by element.
+_ELEMENTWISE = {
+    "abs": "Abs",
+    "add": "Add",
+    "ceil": "Ceil",
+    "div": "Div",
+    "eq": "Equal",
+    "erf": "Erf",
+    "exp": "Exp",
+    "floor": "Floor",
+    "ge": "GreaterOrEqual",
+    "gt": "Greater",
+    "le": "LessOrEqual",
+    "log": "Log",
+    "logistic": "Sigmoid",
+    "lt": "Less",
+    "max": "Max",
+    "min": "Min",
+    "mul": "Mul",
+    "neg": "Neg",
+    "pow": "Pow",
+    "sign": "Sign",
+    "sin": "Sin",
+    "sqrt": "Sqrt",
+    "sub": "Sub",
+    "tanh": "Tanh",
+}
+# Those with one for truth values and another for whole numbers.
+_LOGICAL = {"and": ("And", "BitwiseAnd"), "not": ("Not", "BitwiseNot"), "or": ("Or", "BitwiseOr")}
+# Those whose elements are made of elements at the same place, one by one.
+_LOCAL = {*_ELEMENTWISE, *_LOGICAL, "convert_element_type", "integer_pow", "ne", "round", "rsqrt"}
+_LOCAL |= {"select_n", "shift_right_logical", "square"}
+# Functions inside the program, some with a derivative of their own.
+_CALLS = {"closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit"}
+# What changes nothing here: no derivative is taken.
+_IDENTITIES = {"copy", "copy_p", "optimization_barrier", "stop_gradient"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+    """What stands for a variable of the traced program.
+
+    Attributes:
+      shape: 1 where the variable's is more if all elements along it are equal.
+      name: of the graph's tensor; "" where the elements are known.
+      array: the elements where they are known.
+    """
+
+    shape: tuple[Any, ...]
+    name: str = ""
+    array: np.ndarray | None = None
+
+
+def to_model(
+    predict: Callable[..., jax.Array],
+    arrays: Mapping[str, np.ndarray],
+    kept: Sequence[str],
+    image_shape: Sequence[int],
+    facts: Mapping[str, str],
+) -> Any:
+    """A program as an ONNX model, which takes uint8 images (batch, *image_shape), any batch.
+
+    Args:
+      predict: (arrays, images) -> float32 logits (batch, classes).
+      arrays: what it takes, by name.
+      kept: names of arrays that the model is to hold as they are, and compute with when it runs;
+        what follows from the others alone is computed here.
+      image_shape: of one image.
+      facts: of the model's metadata, text by name.
+
+    Returns:
+      An `onnx.ModelProto`.
+
+    Raises:
+      ValueError: the package onnx is missing, or the program has a part without an ONNX form.
+    """
+    require("onnx", extra="onnx", purpose="an ONNX file")
+    import onnx
+    from onnx import helper
+
+    (batch,) = export.symbolic_shape(BATCH)
+    images = jax.ShapeDtypeStruct((batch, *image_shape), np.uint8)
+    traced = jax.make_jaxpr(predict)(
+        {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}, images
+    )
+    graph = _Graph(batch)
+    given = [
+        graph.initializer(arrays[name], name) if name in kept else _known(arrays[name])
+        for name in sorted(arrays)  # the order in which JAX takes a dictionary
+    ]
+    for name, array in arrays.items():
+        graph.call(array, name)
+    given.append(_Value(images.shape, INPUT))
+    (logits,) = graph.translate(traced.jaxpr, traced.consts, given)
+    (shape,) = (variable.aval.shape for variable in traced.jaxpr.outvars)
+    graph.node("Identity", [graph.name_of(graph.whole(logits, shape))], outputs=[OUTPUT])
+    described = [
+        helper.make_tensor_value_info(
+            name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [BATCH, *sizes]
+        )
+        for name, dtype, sizes in ((INPUT, np.uint8, image_shape), (OUTPUT, np.float32, shape[1:]))
+    ]
+    made = helper.make_graph(
+        graph.nodes, "network", described[:1], described[1:], initializer=graph.initializers
+    )
+    opset = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(
+        made, opset_imports=opset, ir_version=IR_VERSION, producer_name="fda_jax"
+    )
+    helper.set_model_props(model, dict(facts))
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+class _Graph:
+    """An ONNX graph under construction.
+
+    Attributes:
+      nodes: so far, in the order in which they run.
+      initializers: arrays that the graph holds.
+    """
+
+    def __init__(self, batch: Any) -> None:
+        from onnx import helper, numpy_helper
+
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+        # By identity, with the array, so that the identity stays taken.
+        self._names: dict[int, tuple[np.ndarray, str]] = {}
+        self._helper, self._numpy_helper, self._batch = helper, numpy_helper, batch
+        self._constants: dict[Any, str] = {}
+        self._count = 0
+
+    def translate(self, jaxpr: Any, consts: Sequence[Any], given: Sequence[_Value]) -> list[_Value]:
+        """Add a program's nodes; what its results are."""
+        values: dict[Any, _Value] = {}
+
+        def read(variable: Any) -> _Value:
+            if isinstance(variable, jex.Literal):
+                return _known(np.asarray(variable.val, cast(Any, variable.aval).dtype))
+            return values[variable]
+
+        values |= zip(jaxpr.constvars, (_known(np.asarray(c)) for c in consts), strict=True)
+        values |= zip(jaxpr.invars, given, strict=True)
+        for equation in jaxpr.eqns:
+            results = self._results(equation, [read(variable) for variable in equation.invars])
+            values |= zip(equation.outvars, results, strict=True)
+        return [read(variable) for variable in jaxpr.outvars]
+
+    def node(
+        self,
+        operator: str,
+        inputs: Sequence[str],
+        *,
+        outputs: Sequence[str] = (),
+        **attributes: Any,
+    ) -> str:
+        """Add a node; the name of its (first) result."""
+        names = list(outputs) or [self._fresh()]
+        self.nodes.append(self._helper.make_node(operator, list(inputs), names, **attributes))
+        return names[0]
+
+    def call(self, array: np.ndarray, name: str) -> None:
+        """Give a known array the name under which the graph holds it, if it comes to."""
+        self._names[id(array)] = (array, name)
+
+    def initializer(self, array: np.ndarray, name: str) -> _Value:
+        """Have the graph hold an array."""
+        array = np.asarray(array, order="C")
+        self.initializers.append(self._numpy_helper.from_array(array, name))
+        return _Value(array.shape, name)
+
+    def name_of(self, value: _Value) -> str:
+        """The name of a value's tensor; one that is known becomes an array of the graph's."""
+        array = value.array
+        if array is None:
+            return value.name
+        key = (array.tobytes(), array.shape, array.dtype.str)
+        if key not in self._constants:
+            _, name = self._names.pop(id(array), (None, ""))
+            self._constants[key] = self.initializer(array, name or self._fresh()).name
+        return self._constants[key]
+
+    def whole(self, value: _Value, shape: Sequence[Any]) -> _Value:
+        """A value whose elements are all there."""
+        if value.shape == tuple(shape):
+            return value
+        if value.array is not None and _is_fixed(shape):
+            return _known(np.broadcast_to(value.array, shape))
+        sizes = [self._size(dim) for dim in shape]
+        target = self.node("Concat", sizes, axis=0)
+        return _Value(tuple(shape), self.node("Expand", [self.name_of(value), target]))
+
+    def _size(self, dim: Any) -> str:
+        """The name of a tensor that holds one size."""
+        if isinstance(dim, int):
+            return self._numbers([dim])
+        if dim != self._batch:
+            raise ValueError(f"the network computes with {dim} elements, and knows but the batch")
+        shape = self.node("Shape", [INPUT])
+        return self.node("Slice", [shape, self._numbers([0]), self._numbers([1])])
+
+    def _numbers(self, numbers: Sequence[int]) -> str:
+        return self.name_of(_known(np.asarray(numbers, np.int64)))
+
+    def _fresh(self) -> str:
+        self._count += 1
+        return f"v{self._count}"
+
+    def _results(self, equation: Any, inputs: Sequence[_Value]) -> list[_Value]:
+        """What stands for an equation's results."""
+        name, params = equation.primitive.name, equation.params
+        if name in _CALLS:
+            inner = params.get("jaxpr", params.get("call_jaxpr"))
+            return self.translate(inner.jaxpr, inner.consts, inputs)
+        if name in _IDENTITIES:
+            return list(inputs)
+        shapes = [variable.aval.shape for variable in equation.outvars]
+        if name == "broadcast_in_dim":
+            return [self._spread(inputs[0], params["broadcast_dimensions"], len(shapes[0]))]
+        if name in _LOCAL:
+            arrays = _arrays(inputs)
+            if arrays is not None:
+                arrays = np.broadcast_arrays(*arrays)
+                return [_known(np.asarray(equation.primitive.bind(*arrays, **params)))]
+            shape = _joined([value.shape for value in inputs])
+            return [_Value(shape, self._local(equation, inputs))]
+        # The others see every element of what they take.
+        inputs = [
+            self.whole(value, variable.aval.shape)
+            for value, variable in zip(inputs, equation.invars, strict=True)
+        ]
+        arrays = _arrays(inputs)
+        if arrays is not None and all(map(_is_fixed, shapes)):
+            made = equation.primitive.bind(*arrays, **params)
+            made = made if equation.primitive.multiple_results else [made]
+            return [_known(np.asarray(each)) for each in made]
+        translation = getattr(self, f"_of_{name}", None)
+        if translation is None:
+            raise ValueError(
+                f"the network computes with {name} ({equation.source_info.name_stack}), which has "
+                "no ONNX form here: ship it as .npz"
+            )
+        made = translation(equation, *inputs)
+        names = [made] if isinstance(made, str) else made
+        return [_Value(tuple(shape), each) for each, shape in zip(names, shapes, strict=True)]
+
+    def _spread(self, value: _Value, places: Sequence[int], rank: int) -> _Value:
+        """A value with its dimensions at some places among new ones, along which it is equal."""
+        shape = [1] * rank
+        for place, dim in zip(places, value.shape, strict=True):
+            shape[place] = dim
+        return self._shaped(value, shape)
+
+    def _shaped(self, value: _Value, shape: Sequence[Any]) -> _Value:
+        """The same elements in another shape."""
+        if tuple(shape) == value.shape:
+            return value
+        if value.array is not None:
+            made = value.array.reshape(shape)
+            if id(value.array) in self._names:  # which is one array's alone
+                self.call(made, self._names.pop(id(value.array))[1])
+            return _known(made)
+        # One size may be left open, and follows from the others.
+        target = self._numbers([dim if isinstance(dim, int) else -1 for dim in shape])
+        return _Value(tuple(shape), self.node("Reshape", [self.name_of(value), target]))
+
+    def _local(self, equation: Any, inputs: Sequence[_Value]) -> str:
+        """What is made element by element; the name of its tensor."""
+        name, params = equation.primitive.name, equation.params
+        dtype = equation.invars[0].aval.dtype
+        names = [self.name_of(value) for value in inputs]
+        match name:
+            case "convert_element_type":
+                if params["new_dtype"] == dtype:
+                    return names[0]
+                to = self._helper.np_dtype_to_tensor_dtype(np.dtype(params["new_dtype"]))
+                return self.node("Cast", names, to=to)
+            case "integer_pow":
+                power = self.name_of(_known(np.asarray(params["y"], dtype)))
+                return self.node("Pow", [*names, power])
+            case "ne":
+                return self.node("Not", [self.node("Equal", names)])
+            case "round":
+                if params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
+                    raise ValueError("ONNX rounds halves to even numbers alone")
+                return self.node("Round", names)
+            case "rsqrt":
+                return self.node("Reciprocal", [self.node("Sqrt", names)])
+            case "select_n":
+                if dtype != np.bool_ or len(names) != 3:
+                    raise ValueError(f"ONNX selects one of two by a truth value, not by {dtype}")
+                return self.node("Where", [names[0], names[2], names[1]])
+            case "shift_right_logical":
+                return self.node("BitShift", names, direction="RIGHT")
+            case "square":
+                return self.node("Mul", [*names, *names])
+        if name in _LOGICAL:
+            return self.node(_LOGICAL[name][dtype != np.bool_], names)
+        return self.node(_ELEMENTWISE[name], names)
+
+    # A method for each of the other primitives, by its name. They take the equation and the values
+    # that it reads, and return the name of the result, or names of several.
+
+    def _of_concatenate(self, equation: Any, *inputs: _Value) -> str:
+        axis = equation.params["dimension"]
+        return self.node("Concat", [self.name_of(value) for value in inputs], axis=axis)
+
+    def _of_conv_general_dilated(self, equation: Any, images: _Value, kernel: _Value) -> str:
+        params = equation.params
+        numbers = params["dimension_numbers"]
+        low, high = zip(*params["padding"], strict=True)
+        if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
+            raise ValueError(
+                "ONNX has no form for a convolution of dilated images, or of groups of"
+            )
+        made = self.node(
+            "Conv",
+            [
+                self._permuted(self.name_of(images), numbers.lhs_spec),
+                self._permuted(self.name_of(kernel), numbers.rhs_spec),
+            ],
+            strides=list(params["window_strides"]),
+            pads=[*low, *high],
+            dilations=list(params["rhs_dilation"]),
+            group=params["feature_group_count"],
+        )
+        return self._permuted(made, np.argsort(numbers.out_spec).tolist())
+
+    def _of_dot_general(self, equation: Any, left: _Value, right: _Value) -> str:
+        (left_sum, right_sum), (left_batch, right_batch) = equation.params["dimension_numbers"]
+        letters = iter("abcdefghijklmnopqrstuvwxyz")
+        of_left = [next(letters) for _ in left.shape]
+        of_right = [next(letters) for _ in right.shape]
+        for i, j in (
+            *zip(left_sum, right_sum, strict=True),
+            *zip(left_batch, right_batch, strict=True),
+        ):
+            of_right[j] = of_left[i]
+        result = [of_left[i] for i in left_batch]
+        result += [x for i, x in enumerate(of_left) if i not in (*left_sum, *left_batch)]
+        result += [x for j, x in enumerate(of_right) if j not in (*right_sum, *right_batch)]
+        names = [self.name_of(left), self.name_of(right)]
+        if len(right.shape) == 2 and (list(left_sum), list(right_sum)) == (
+            [len(left.shape) - 1],
+            [0],
+        ):
+            return self.node("MatMul", names)
+        formula = f"{''.join(of_left)},{''.join(of_right)}->{''.join(result)}"
+        return self.node("Einsum", names, equation=formula)
+
+    def _of_pad(self, equation: Any, value: _Value, filling: _Value) -> str:
+        low, high, between = zip(*equation.params["padding_config"], strict=True)
+        if any(between):
+            raise ValueError("ONNX has no form for padding between elements")
+        if not any((*low, *high)):
+            return self.name_of(value)
+        pads = self._numbers([*low, *high])
+        return self.node("Pad", [self.name_of(value), pads, self.name_of(filling)])
+
+    def _reduce(self, operator: str, equation: Any, value: _Value) -> str:
+        axes = self._numbers(equation.params["axes"])
+        return self.node(operator, [self.name_of(value), axes], keepdims=0)
+
+    def _of_reduce_max(self, equation: Any, value: _Value) -> str:
+        return self._reduce("ReduceMax", equation, value)
+
+    def _of_reduce_sum(self, equation: Any, value: _Value) -> str:
+        return self._reduce("ReduceSum", equation, value)
+
+    def _of_reshape(self, equation: Any, value: _Value) -> str:
+        return self.name_of(self._shaped(value, equation.outvars[0].aval.shape))
+
+    _of_squeeze = _of_reshape
+
+    def _of_rev(self, equation: Any, value: _Value) -> str:
+        axes = equation.params["dimensions"]
+        return self._cut(value, axes, [-1] * len(axes), [-_END] * len(axes), [-1] * len(axes))
+
+    def _of_slice(self, equation: Any, value: _Value) -> str:
+        params = equation.params
+        strides = params["strides"] or [1] * len(value.shape)
+        parts = zip(
+            value.shape, params["start_indices"], params["limit_indices"], strides, strict=True
+        )
+        cuts = [
+            (axis, start, limit, stride)
+            for axis, (dim, start, limit, stride) in enumerate(parts)
+            if (start, limit, stride) != (0, dim, 1)
+        ]
+        if not cuts:
+            return self.name_of(value)
+        return self._cut(value, *zip(*cuts, strict=True))
+
+    def _cut(self, value: _Value, axes: Any, starts: Any, ends: Any, steps: Any) -> str:
+        where = [self._numbers(numbers) for numbers in (starts, ends, axes, steps)]
+        return self.node("Slice", [self.name_of(value), *where])
+
+    def _of_split(self, equation: Any, value: _Value) -> list[str]:
+        params = equation.params
+        names = [self._fresh() for _ in params["sizes"]]
+        inputs = [self.name_of(value), self._numbers(params["sizes"])]
+        self.node("Split", inputs, outputs=names, axis=params["axis"])
+        return names
+
+    def _of_transpose(self, equation: Any, value: _Value) -> str:
+        return self._permuted(self.name_of(value), equation.params["permutation"])
+
+    def _of_unstack(self, equation: Any, value: _Value) -> list[str]:
+        axis = equation.params["axis"]
+        places = [_known(np.asarray(i, np.int64)) for i in range(value.shape[axis])]
+        inputs = [[self.name_of(value), self.name_of(place)] for place in places]
+        return [self.node("Gather", each, axis=axis) for each in inputs]
+
+    def _permuted(self, name: str, order: Sequence[int]) -> str:
+        if list(order) == list(range(len(order))):
+            return name
+        return self.node("Transpose", [name], perm=list(order))
+
+
+# Beyond the end of any axis.
+_END = 2**31
+
+
+def _known(array: np.ndarray) -> _Value:
+    return _Value(array.shape, array=array)
+
+
+def _arrays(values: Sequence[_Value]) -> list[np.ndarray] | None:
+    """The elements of all values, if all are known."""
+    arrays = [value.array for value in values if value.array is not None]
+    return arrays if len(arrays) == len(values) else None
+
+
+def _is_fixed(shape: Sequence[Any]) -> bool:
+    return all(isinstance(dim, int) for dim in shape)
+
+
+def _joined(shapes: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The shape of what is made of elements of several shapes, where 1 fits all."""
+    rank = max(map(len, shapes))
+    long = [shape for shape in shapes if len(shape) == rank]
+    return tuple(next((d for d in dims if not _is_one(d)), 1) for dims in zip(*long, strict=True))
+
+
+def _is_one(dim: Any) -> bool:
+    return isinstance(dim, int) and dim == 1

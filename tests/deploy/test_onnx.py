@@ -1,0 +1,181 @@
+"""Networks as ONNX models answer in another runtime as JAX has them answer."""
+
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from jax import lax
+from onnx import numpy_helper
+
+from fda_jax import deploy, models
+from fda_jax.deploy import onnx_form
+from fda_jax.layers import METHODS, make_method
+from tests.deploy.test_freezing import MEAN, NETWORKS, SHAPE, STD, logits, pictures, tiny, trained
+
+
+def run(model, images):
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (answers,) = session.run(None, {"images": images})
+    return answers
+
+
+def converted(model, variables, shape, **facts):
+    channels = shape[-1]
+    return deploy.to_onnx(
+        model, variables, shape, mean=MEAN * channels, std=STD * channels, facts=facts
+    )
+
+
+def assert_same_answers(made, model, variables, shape, key):
+    for number in (1, 4):
+        images = pictures(shape, key, number)
+        wanted = logits(model, variables, images)
+        # Rounding aside; a sign that differed would change a logit by far more.
+        np.testing.assert_allclose(run(made, images), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_answers_in_another_runtime_as_its_model(method, key):
+    model = tiny(method=make_method(method))
+    variables = trained(model, SHAPE, key)
+    assert_same_answers(converted(model, variables, SHAPE), model, variables, SHAPE, key)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "vit_digits" else pytest.mark.slow)
+        for name in NETWORKS
+    ],
+)
+def test_every_kind_of_network_answers_in_another_runtime(name, key):
+    shape = (NETWORKS[name], NETWORKS[name], 1)
+    model = models.build(name, num_classes=10)
+    variables = trained(model, shape, key)
+    assert_same_answers(converted(model, variables, shape), model, variables, shape, key)
+
+
+def test_option_a_and_several_widths_answer_in_another_runtime(key):
+    model = models.ResNet(
+        stage_sizes=(1, 1), widths=(4, 8), num_classes=3, method=make_method("fda")
+    )
+    variables = trained(model, SHAPE, key)
+    assert_same_answers(converted(model, variables, SHAPE), model, variables, SHAPE, key)
+
+
+def test_binary_weights_lie_in_the_file_as_bits(key):
+    model = models.ResNet(stage_sizes=(1,), widths=(64,), num_classes=3, method=make_method("fda"))
+    variables = trained(model, SHAPE, key)
+    made = converted(model, variables, SHAPE)
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    planes = {name: array for name, array in held.items() if name.endswith("/planes")}
+    binary = models.count_parameters(variables["params"]).binary
+    assert sum(array.nbytes for array in planes.values()) == binary // 8
+    assert all(array.dtype == np.uint8 for array in planes.values())
+    assert max(array.nbytes for name, array in held.items() if name not in planes) < binary // 8
+    assert "params/stem/kernel" in held
+    assert made.ByteSize() < 4 * binary / 10
+
+
+def test_the_model_says_what_it_is(key):
+    model = tiny(method=make_method("ste"))
+    variables = trained(model, SHAPE, key)
+    made = converted(model, variables, SHAPE, network="tiny", classes=["a", "b", "c"], seed=3)
+    facts = {entry.key: entry.value for entry in made.metadata_props}
+    assert facts["network"] == "tiny"
+    assert json.loads(facts["classes"]) == ["a", "b", "c"]
+    assert json.loads(facts["seed"]) == 3
+    (images,), (answers,) = made.graph.input, made.graph.output
+    sizes = [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim]
+    assert (images.name, sizes) == ("images", ["batch", *SHAPE])
+    sizes = [dim.dim_param or dim.dim_value for dim in answers.type.tensor_type.shape.dim]
+    assert (answers.name, sizes) == ("logits", ["batch", 3])
+    assert images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert [(opset.domain, opset.version) for opset in made.opset_import] == [("", 18)]
+
+
+def test_a_network_of_16_bit_arithmetic_computes_in_32(key):
+    model = tiny(method=make_method("fda"), dtype=jnp.bfloat16)
+    variables = trained(model, SHAPE, key)
+    made = converted(model, variables, SHAPE)
+    assert_same_answers(made, model.clone(dtype=jnp.float32), variables, SHAPE, key)
+
+
+def test_weights_that_are_not_finite_are_refused(key):
+    model = tiny(method=make_method("ste"))
+    variables = trained(model, SHAPE, key)
+    variables["params"]["stem"]["kernel"] = jnp.full_like(
+        variables["params"]["stem"]["kernel"], jnp.nan
+    )
+    with pytest.raises(ValueError, match=r"stem/kernel holds .* not finite"):
+        converted(model, variables, SHAPE)
+
+
+CONSTANT = np.arange(6, dtype=np.float32).reshape(3, 2)
+# Parts of programs that networks may be made of, (batch, 4, 3) numbers in, (batch, ...) out.
+PARTS = {
+    "products with batches": lambda x: jnp.einsum("bij,bkj->bik", x, x + 1.0),
+    "a matrix product": lambda x: x @ CONSTANT,
+    "a product over the middle": lambda x: jnp.einsum("bij,ik->bjk", x, jnp.ones((4, 5))),
+    "turned round": lambda x: lax.rev(x, (1, 2)).transpose(0, 2, 1),
+    "cut": lambda x: lax.slice_in_dim(x, 1, 4, 2, axis=1),
+    "padded": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 1)), constant_values=-3.0),
+    "split": lambda x: jnp.concatenate(jnp.split(x, [1, 3], axis=1)[::-1], axis=1),
+    "joined with what is known": lambda x: jnp.concatenate(
+        [x, jnp.broadcast_to(jnp.asarray([1.0, 2.0, 3.0]), (x.shape[0], 2, 3))], axis=1
+    ),
+    "sum of what is spread": lambda x: jnp.sum(
+        jnp.broadcast_to(jnp.max(x, axis=1, keepdims=True), (x.shape[0], 4, 3)), axis=1
+    ),
+    "known alone": lambda x: jnp.broadcast_to(jnp.asarray([1.0, 2.0]), (x.shape[0], 2)),
+    "in another shape": lambda x: x.reshape(-1, 2, 6),
+    "chosen": lambda x: jnp.where((x > 0) & ~(x > 1) | (x != x), x, -x),
+    "rounded": lambda x: jnp.round(x * 0.5),
+    "powers": lambda x: x**3 + jnp.square(x) + lax.rsqrt(jnp.abs(x) + 1.0),
+    "classes": lambda x: jax.nn.softmax(x, axis=-1),
+    "smooth": lambda x: jax.nn.gelu(x) + jax.nn.sigmoid(x) + lax.erf(x) + jnp.sin(x),
+    "ends": lambda x: jnp.clip(x, -1.0, 2.0) + jnp.sign(x) + jnp.floor(x) - jnp.ceil(x / 3),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_programs_compute_the_same(part):
+    def predict(_, images):
+        return PARTS[part](images.astype(jnp.float32) - 2.5)
+
+    made = onnx_form.to_model(predict, {}, [], (4, 3), {})
+    for number in (1, 5):
+        images = np.random.default_rng(0).integers(0, 6, (number, 4, 3)).astype(np.uint8)
+        wanted = np.asarray(predict(None, images))
+        answers = run(made, images)
+        assert answers.shape == wanted.shape
+        np.testing.assert_allclose(answers, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (lambda x: jnp.cumsum(x, axis=1), "computes with cumsum"),
+        (lambda x: lax.reduce(x, 0.0, lambda a, b: a + b * b, (1,)), "computes with reduce "),
+        (lambda x: jnp.zeros((2 * x.shape[0], 3)), "knows but the batch"),
+        (lambda x: lax.pad(x, 0.0, [(0, 0, 0), (0, 0, 1), (0, 0, 0)]), "between elements"),
+        (lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO), "halves to even"),
+    ],
+)
+def test_what_has_no_form_is_refused_in_words(part, words):
+    with pytest.raises(ValueError, match=words):
+        onnx_form.to_model(lambda _, x: part(x.astype(jnp.float32)), {}, [], (4, 3), {})
+
+
+def test_without_the_package_it_says_what_to_install(key, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    model = tiny(method=make_method("ste"))
+    with pytest.raises(ValueError, match=r"pip install 'fda_jax\[onnx\]'"):
+        converted(model, trained(model, SHAPE, key), SHAPE)
