@@ -19,6 +19,7 @@ ORDER = (
     "throughput_cpu",
     "inference_cpu",
     "throughput_gpu",
+    "gpu_profile",
     "gpu_kernels",
     "startup",
     "input_wait",
