@@ -1,9 +1,10 @@
-"""Inference on the CPU: counting bits against floating point, ours and PyTorch's.
+"""Inference on the CPU: counting bits against floating point, ours, ONNX Runtime's and PyTorch's.
 
 Each cell is a network and a batch. Its sides are processes that take turns with the same images:
-the shipped file by counting bits and in floating point, PyTorch (eager, and compiled with its
-weights frozen) with the same binary network, and PyTorch with the real network of the same shape,
-which has neither signs nor scales. PyTorch may live in an environment of its own:
+the shipped file by counting bits and in floating point; ONNX Runtime with the same binary network,
+and with the real one of the same shape, which has neither signs nor scales; and for two networks
+PyTorch (eager, and compiled with its weights frozen) with both. PyTorch may live in an environment
+of its own:
 
     python benchmarks/inference_cpu.py --out=results --torch-python=torch-env/bin/python
 """
@@ -33,7 +34,7 @@ from fda_jax import deploy, models, ops
 from fda_jax.experiment import figures
 from fda_jax.ops import native
 
-BITS, REAL = "bits", "real"
+BITS, REAL, REAL_NETWORK = "bits", "real", "real network"
 # PyTorch's sides: a mode, and whether the network is the binary one.
 TORCH = {
     "eager": ("eager", "binary"),
@@ -41,6 +42,8 @@ TORCH = {
     "real network, eager": ("eager", "real"),
     "real network, compile": ("compile", "real"),
 }
+# Whether the network is the binary one.
+ONNX = {"ONNX Runtime": "binary", "ONNX Runtime, real network": "real"}
 # Of which PyTorch has a peer, and others; pixels, and images of a batch.
 NETWORKS = {"resnet20": 32, "vgg_small": 32, "resnet18": 224, "alexnet": 224}
 PEERS = ("resnet20", "vgg_small")
@@ -101,7 +104,7 @@ def measure(args: argparse.Namespace, network: str, batch: int) -> Cell:
         answers = sides.alternate(turns, args.rounds)
         facts = {name: worker.facts for name, worker in workers.items()}
     bits = np.array(facts[BITS]["logits"])
-    floats = {name: np.array(facts[name]["logits"]) for name in facts if "real network" not in name}
+    floats = {name: np.array(facts[name]["logits"]) for name in facts if REAL_NETWORK not in name}
     others = [name for name in answers if name != BITS]
     fastest = min(others, key=lambda name: sides.median(answers[name]))
     return {
@@ -137,6 +140,9 @@ def started(args: argparse.Namespace, network: str, batch: int) -> Iterator[dict
             )
             for arithmetic in (BITS, REAL)
         }
+        runtime = str(here / "onnx_answer.py")
+        for name, kind in ONNX.items():
+            workers[name] = worker(runtime, str(folder / f"{kind}.onnx"), *common)
         if network in PEERS:
             program = (args.torch_python, str(here / "torch_answer.py"), network, str(file))
             workers |= {name: worker(*program, *side, *common) for name, side in args.torch.items()}
@@ -145,18 +151,24 @@ def started(args: argparse.Namespace, network: str, batch: int) -> Iterator[dict
 
 def save(folder: Path, network: str, batch: int, sizes: dict[str, Any]) -> None:
     """A network that is not that of the start, as a file and as variables, and images."""
-    side = NETWORKS[network]
-    model = models.build(network, num_classes=10, method="ste").clone(**sizes)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, side, side, 3)))
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: leaf + rng.uniform(-0.1, 0.1, leaf.shape).astype(leaf.dtype), variables
-    )
-    frozen = deploy.freeze(model, variables, (side, side, 3), mean=(MEAN,) * 3, std=(STD,) * 3)
-    frozen.save(folder / "net.npz")
+    side, rng = NETWORKS[network], np.random.default_rng(0)
+    shape, scaling = (side, side, 3), {"mean": (MEAN,) * 3, "std": (STD,) * 3}
+
+    def make(method: str) -> tuple[Any, Any]:
+        model = models.build(network, num_classes=10, method=method).clone(**sizes)
+        variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)))
+        return model, jax.tree.map(
+            lambda leaf: leaf + rng.uniform(-0.1, 0.1, leaf.shape).astype(leaf.dtype), variables
+        )
+
+    model, variables = make("ste")
+    deploy.freeze(model, variables, shape, **scaling).save(folder / "net.npz")
+    for kind, made in (("binary", (model, variables)), ("real", make("full_precision"))):
+        written = deploy.to_onnx(*made, shape, **scaling).SerializeToString()
+        (folder / f"{kind}.onnx").write_bytes(written)
     flat = {name: np.asarray(leaf) for name, leaf in flatten_dict(variables, sep="/").items()}
     np.savez(folder / "variables.npz", **flat)
-    images = rng.integers(0, 256, (batch, side, side, 3)).astype(np.uint8)
+    images = rng.integers(0, 256, (batch, *shape)).astype(np.uint8)
     np.save(folder / "images.npy", images)
 
 
@@ -234,8 +246,8 @@ def fill(result: record.Record, cells: list[Cell], layers: list[dict[str, Any]])
     )
     speeds = "; ".join(f"{c['network']}, batch {c['batch']}: {c['speed']:.2f}x" for c in cells)
     result.answer = (
-        "Counting bits, beside the fastest of floating point, PyTorch and the real network of the "
-        f"same shape: {speeds}."
+        "Counting bits, beside the fastest of floating point, ONNX Runtime, PyTorch and the real "
+        f"network of the same shape: {speeds}."
     )
     result.details = {"cells": cells, "layers": layers}
     result.figures = [FIGURE]

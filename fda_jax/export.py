@@ -56,13 +56,15 @@ _ARITHMETICS = {
 
 def _summary(path: Path, made: Release) -> str:
     sizes = made.sizes
-    program = "graph {:,}" if "onnx" in made.answers else "programs {:,} before compression"
+    parts = "binary layers {binary:,} bytes, real numbers {real:,}, programs {program:,} before "
+    parts += "compression"
+    if "onnx" in made.answers:
+        parts = "bits of weights {binary:,} bytes, other numbers {real:,}, graph {program:,}"
     share = sizes["unpacked"] / made.file_bytes
     lines = [
         f"{path}: {made.file_bytes:,} bytes, 1/{share:.1f} of its {sizes['unpacked']:,} bytes "
         "in float32",
-        f"  binary layers {sizes['binary']:,} bytes, real numbers {sizes['real']:,}, "
-        + program.format(sizes["program"]),
+        f"  {parts.format(**sizes)}",
         f"  test accuracy of the run {made.run_accuracy:.2%}",
     ]
     for arithmetic, answers in made.answers.items():

@@ -124,13 +124,12 @@ def to_onnx(
       rounding.
     """
     model = model.clone(dtype=jnp.float32)
-    predict, _, used, binary = _frozen(model, variables, image_shape, mean, std)
-    bits = [f"{layer}/planes" for layer, described in binary.items() if described["bits"]]
+    predict, _, used, _ = _frozen(model, variables, image_shape, mean, std)
     texts = {
         name: fact if isinstance(fact, str) else json.dumps(fact)
         for name, fact in (facts or {}).items()
     }
-    return onnx_form.to_model(predict, used, bits, image_shape, texts)
+    return onnx_form.to_model(predict, used, image_shape, texts)
 
 
 def _frozen(

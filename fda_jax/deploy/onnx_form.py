@@ -14,6 +14,8 @@ from fda_jax.data.errors import require
 # ONNX's version of 2022-12, the first with operators on bits, and the file format of that time.
 OPSET, IR_VERSION = 18, 8
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
+# End of the names of arrays whose bits are weights.
+BITS = "/planes"
 
 # JAX's primitives with an operator of their own, element by element.
 _ELEMENTWISE = {
@@ -71,7 +73,6 @@ class _Value:
 def to_model(
     predict: Callable[..., jax.Array],
     arrays: Mapping[str, np.ndarray],
-    kept: Sequence[str],
     image_shape: Sequence[int],
     facts: Mapping[str, str],
 ) -> Any:
@@ -79,9 +80,8 @@ def to_model(
 
     Args:
       predict: (arrays, images) -> float32 logits (batch, classes).
-      arrays: what it takes, by name.
-      kept: names of arrays that the model is to hold as they are, and compute with when it runs;
-        what follows from the others alone is computed here.
+      arrays: what it takes, by name. Those whose names end with `BITS` the model holds as they are,
+        and computes with when it runs; what follows from the others alone is computed here.
       image_shape: of one image.
       facts: of the model's metadata, text by name.
 
@@ -102,7 +102,7 @@ def to_model(
     )
     graph = _Graph(batch)
     given = [
-        graph.initializer(arrays[name], name) if name in kept else _known(arrays[name])
+        graph.initializer(arrays[name], name) if name.endswith(BITS) else _known(arrays[name])
         for name in sorted(arrays)  # the order in which JAX takes a dictionary
     ]
     for name, array in arrays.items():

@@ -43,8 +43,8 @@ class Release:
 
     Attributes:
       facts: what the file says of itself.
-      sizes: bytes, see `deploy.PackedNetwork.sizes`; of an ONNX file "program" is all of it that is
-        neither binary layers nor real numbers.
+      sizes: bytes, see `deploy.PackedNetwork.sizes`; of an ONNX file "binary" are the bits alone,
+        "real" all other numbers that it holds, and "program" the rest of it.
       file_bytes: size of the file.
       examples: number of test images.
       run_accuracy: of the run's own network on them, in [0, 1].
@@ -110,20 +110,27 @@ def release(
     network = deploy.freeze(*trained_network, **settings)
     try:
         if is_onnx:
-            written = deploy.to_onnx(*trained_network, **settings).SerializeToString()
+            model = deploy.to_onnx(*trained_network, **settings)
+            written = model.SerializeToString()
             deploy.write_whole(out, lambda file: file.write(written))
+            sizes = {**_sizes(model, len(written)), "unpacked": network.sizes()["unpacked"]}
+            readers = {"onnx": _in_onnx_runtime(out)}
         else:
             network.save(out)
+            sizes, readers = network.sizes(), _in_jax(deploy.load(out))
     except OSError as error:
         raise WorkdirError(f"{out} could not be written ({error.strerror or error})") from error
-    file_bytes, sizes = out.stat().st_size, network.sizes()
-    if is_onnx:
-        sizes["program"] = file_bytes - sizes["binary"] - sizes["real"]
-        readers = {"onnx": _in_onnx_runtime(out)}
-    else:
-        readers = _in_jax(deploy.load(out))
     examples, run_accuracy, answers = _compared(experiment, variables, readers)
-    return Release(facts, sizes, file_bytes, examples, run_accuracy, answers)
+    return Release(facts, sizes, out.stat().st_size, examples, run_accuracy, answers)
+
+
+def _sizes(model: Any, written: int) -> dict[str, int]:
+    """Of an ONNX model and its bytes."""
+    sizes = {"binary": 0, "real": 0}
+    for tensor in model.graph.initializer:
+        kind = "binary" if tensor.name.endswith(onnx_form.BITS) else "real"
+        sizes[kind] += len(tensor.raw_data)
+    return {**sizes, "program": written - sum(sizes.values())}
 
 
 def _in_jax(network: deploy.PackedNetwork) -> dict[str, Reader]:

@@ -150,7 +150,7 @@ def test_parts_of_programs_compute_the_same(part):
     def predict(_, images):
         return PARTS[part](images.astype(jnp.float32) - 2.5)
 
-    made = onnx_form.to_model(predict, {}, [], (4, 3), {})
+    made = onnx_form.to_model(predict, {}, (4, 3), {})
     for number in (1, 5):
         images = np.random.default_rng(0).integers(0, 6, (number, 4, 3)).astype(np.uint8)
         wanted = np.asarray(predict(None, images))
@@ -171,7 +171,7 @@ def test_parts_of_programs_compute_the_same(part):
 )
 def test_what_has_no_form_is_refused_in_words(part, words):
     with pytest.raises(ValueError, match=words):
-        onnx_form.to_model(lambda _, x: part(x.astype(jnp.float32)), {}, [], (4, 3), {})
+        onnx_form.to_model(lambda _, x: part(x.astype(jnp.float32)), {}, (4, 3), {})
 
 
 def test_without_the_package_it_says_what_to_install(key, monkeypatch):

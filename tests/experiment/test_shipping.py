@@ -51,6 +51,7 @@ def test_an_onnx_file_answers_as_its_run_in_another_runtime(whole, tmp_path, cap
     examples, accuracy = result["test_examples"], f"{result['last_test_accuracy']:.2%}"
     same = f"{accuracy}: {examples:,} of {examples:,} answers are the run's"
     assert f"in ONNX Runtime, in float32 {same}" in printed
+    assert f"bits of weights {2 * 3 * 3 * 8 * 8 // 8} bytes" in printed
     facts = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
     assert (facts["network"], facts["step"]) == ("tiny", str(result["steps"]))
     assert export.main([str(folder), f"--out={out}"]) == 1
