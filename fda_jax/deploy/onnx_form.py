@@ -328,9 +328,7 @@ class _Graph:
         numbers = params["dimension_numbers"]
         low, high = zip(*params["padding"], strict=True)
         if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
-            raise ValueError(
-                "ONNX has no form for a convolution of dilated images, or of groups of"
-            )
+            raise ValueError("ONNX has no convolution of dilated images or of groups of images")
         made = self.node(
             "Conv",
             [
@@ -358,10 +356,8 @@ class _Graph:
         result += [x for i, x in enumerate(of_left) if i not in (*left_sum, *left_batch)]
         result += [x for j, x in enumerate(of_right) if j not in (*right_sum, *right_batch)]
         names = [self.name_of(left), self.name_of(right)]
-        if len(right.shape) == 2 and (list(left_sum), list(right_sum)) == (
-            [len(left.shape) - 1],
-            [0],
-        ):
+        is_matrix = len(right.shape) == 2 and not left_batch
+        if is_matrix and (*left_sum, *right_sum) == (len(left.shape) - 1, 0):
             return self.node("MatMul", names)
         formula = f"{''.join(of_left)},{''.join(of_right)}->{''.join(result)}"
         return self.node("Einsum", names, equation=formula)

@@ -122,6 +122,9 @@ CONSTANT = np.arange(6, dtype=np.float32).reshape(3, 2)
 # Parts of programs that networks may be made of, (batch, 4, 3) numbers in, (batch, ...) out.
 PARTS = {
     "products with batches": lambda x: jnp.einsum("bij,bkj->bik", x, x + 1.0),
+    "products along a shared axis": lambda x: jnp.einsum(
+        "bji,ij->bj", x, np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    ),
     "a matrix product": lambda x: x @ CONSTANT,
     "a product over the middle": lambda x: jnp.einsum("bij,ik->bjk", x, jnp.ones((4, 5))),
     "turned round": lambda x: lax.rev(x, (1, 2)).transpose(0, 2, 1),
