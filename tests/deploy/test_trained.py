@@ -1,16 +1,19 @@
-"""The network that is committed: every JAX that we support runs it, and it knows CIFAR-10."""
+"""The networks that are committed: every JAX that we support runs them, and they know CIFAR-10."""
 
+import json
 import pickle
 import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from fda_jax import deploy
 from fda_jax.ops import native
 from tests.conftest import REPOSITORY
 
+MODEL = REPOSITORY / "results/table2/fda_noise=none/seed0/network.onnx"
 PATH = REPOSITORY / "results/table2/fda/seed0/network.npz"
 UNPACK = REPOSITORY.parent / "shared/tools/unpack_cifar10.py"
 
@@ -43,13 +46,22 @@ def test_counting_bits_its_answers_are_the_same_bit_for_bit(network):
     np.testing.assert_array_equal(network(images), real(images))
 
 
+def test_the_onnx_model_is_that_of_the_record():
+    facts = onnxruntime.InferenceSession(MODEL).get_modelmeta().custom_metadata_map
+    assert (facts["network"], facts["method"], facts["step"]) == ("resnet20", "fda", "156250")
+    assert len(json.loads(facts["classes"])) == 10
+    assert MODEL.stat().st_size < 80_000
+
+
 @pytest.mark.slow
-def test_it_knows_real_photographs(network, tmp_path):
+def test_both_know_real_photographs(network, tmp_path):
     if not UNPACK.exists():
         pytest.skip("the data are not here: shared/tools/unpack_cifar10.py beside the repository")
     subprocess.run([sys.executable, UNPACK, tmp_path, "--format", "python"], check=True)
     (path,) = tmp_path.rglob("test_batch")
     batch = pickle.loads(path.read_bytes(), encoding="bytes")
     images = batch[b"data"][:500].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    answers = np.argmax(np.asarray(network(images)), axis=-1)
-    assert np.mean(answers == np.array(batch[b"labels"][:500])) > 0.8
+    (of_model,) = onnxruntime.InferenceSession(MODEL).run(None, {"images": images})
+    for logits in (network(images), of_model):
+        answers = np.argmax(np.asarray(logits), axis=-1)
+        assert np.mean(answers == np.array(batch[b"labels"][:500])) > 0.8

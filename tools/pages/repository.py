@@ -26,7 +26,13 @@ ALWAYS = (
     "results/*/report.md",
 )
 PAGES = (".md", ".ipynb")
-COPIED = (".png", ".svg", ".jpg", ".npz")  # as they are; of other files a page shows the text
+COPIED = (
+    ".png",
+    ".svg",
+    ".jpg",
+    ".npz",
+    ".onnx",
+)  # as they are; of other files a page shows the text
 LANGUAGES = {
     ".py": "python",
     ".cc": "cpp",
