@@ -14,8 +14,18 @@ from onnx import numpy_helper
 
 from fda_jax import deploy, models
 from fda_jax.deploy import onnx_form
-from fda_jax.layers import METHODS, make_method
-from tests.deploy.test_freezing import MEAN, NETWORKS, SHAPE, STD, logits, pictures, tiny, trained
+from fda_jax.layers import make_method
+from tests.deploy.test_freezing import (
+    MEAN,
+    NETWORKS,
+    SHAPE,
+    STD,
+    logits,
+    pictures,
+    several,
+    tiny,
+    trained,
+)
 
 
 def run(model, images):
@@ -41,7 +51,7 @@ def assert_same_answers(made, model, variables, shape, key):
         np.testing.assert_allclose(run(made, images), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@several
 def test_every_method_answers_in_another_runtime_as_its_model(method, key):
     model = tiny(method=make_method(method))
     variables = trained(model, SHAPE, key)
