@@ -86,7 +86,7 @@ def release(
         an ONNX file needs is not installed.
     """
     out = Path(out)
-    is_onnx = out.suffix == ".onnx"
+    is_onnx = out.suffix.lower() == ".onnx"
     if is_onnx:
         require("onnxruntime", extra="onnx", purpose="comparing an ONNX file with its run")
     if checkpoint not in saved.CHECKPOINTS:
