@@ -42,7 +42,7 @@ class Release:
     """A network in a file.
 
     Attributes:
-      facts: what the file says of itself.
+      facts: what the file says of where it comes from.
       sizes: bytes, see `deploy.PackedNetwork.sizes`; of an ONNX file "binary" are the bits alone,
         "real" all other numbers that it holds, and "program" the rest of it.
       file_bytes: size of the file.
@@ -112,14 +112,14 @@ def release(
         if is_onnx:
             model = deploy.to_onnx(*trained_network, **settings)
             written = model.SerializeToString()
-            deploy.write_whole(out, lambda file: file.write(written))
             sizes = {**_sizes(model, len(written)), "unpacked": network.sizes()["unpacked"]}
-            readers = {"onnx": _in_onnx_runtime(out)}
+            deploy.write_whole(out, lambda file: file.write(written))
         else:
+            sizes = network.sizes()
             network.save(out)
-            sizes, readers = network.sizes(), _in_jax(deploy.load(out))
     except OSError as error:
         raise WorkdirError(f"{out} could not be written ({error.strerror or error})") from error
+    readers = {"onnx": _in_onnx_runtime(out)} if is_onnx else _in_jax(deploy.load(out))
     examples, run_accuracy, answers = _compared(experiment, variables, readers)
     return Release(facts, sizes, out.stat().st_size, examples, run_accuracy, answers)
 

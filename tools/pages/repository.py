@@ -26,13 +26,8 @@ ALWAYS = (
     "results/*/report.md",
 )
 PAGES = (".md", ".ipynb")
-COPIED = (
-    ".png",
-    ".svg",
-    ".jpg",
-    ".npz",
-    ".onnx",
-)  # as they are; of other files a page shows the text
+# As they are; of other files a page shows the text.
+COPIED = (".png", ".svg", ".jpg", ".npz", ".onnx")
 LANGUAGES = {
     ".py": "python",
     ".cc": "cpp",
