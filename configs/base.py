@@ -55,6 +55,11 @@ def get_config(arg: str = "") -> ConfigDict:
             # Folder of a finished run whose last parameters are this one's first; "" for random
             # ones. A relative path counts from the folder that holds this run's.
             "init_from": "",
+            # Folder of a finished run whose answers are learned beside the labels (knowledge
+            # distillation); "" for none. A relative path counts as that of init_from.
+            "teacher": "",
+            "teacher_weight": 1.0,  # of its part in the loss, in (0, 1]; 1 leaves the labels out
+            "teacher_temperature": 1.0,  # T > 0, by which both networks' logits are divided
         }
     )
     config.optimizer = ConfigDict(

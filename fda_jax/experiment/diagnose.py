@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,7 @@ from fda_jax.experiment.setup import Experiment
 from fda_jax.training import devices, feed
 from fda_jax.training.diagnostics import cosine, make_diagnosis, make_probe
 from fda_jax.training.state import TrainState
-from fda_jax.training.step import Batch, Preprocessing, loss_and_gradient, make_update
+from fda_jax.training.step import Batch, loss_and_gradient, make_update
 
 ADVICE = (
     "Try a smaller --config.optimizer.learning_rate, --config.optimizer.clip_norm=1, "
@@ -43,14 +42,16 @@ class Watch:
             "total_steps": experiment.plan.total_steps,
             "label_smoothing": experiment.label_smoothing,
             "axis_name": devices.AXIS,
+            "teacher": experiment.teacher,
         }
         update = make_update(experiment.optimizer, ema_decay=0.0)
         diagnosis = make_diagnosis(experiment.model, update, experiment.preprocessing, **settings)
         probe = make_probe(experiment.model, experiment.preprocessing, **settings)
         axis = feed.axis(experiment.dataset.train)
         axes = (None, axis, axis, 0, None)
-        self._diagnose = devices.parallel(diagnosis, in_axes=axes)
-        self._probe = devices.parallel(probe, in_axes=(*axes, None, None))
+        self._diagnose = devices.parallel(diagnosis, in_axes=(*axes, None))
+        self._probe = devices.parallel(probe, in_axes=(*axes, None, None, None))
+        self._knowledge = devices.replicate(experiment.knowledge)
 
     def __call__(self, state: TrainState, step: int, item: feed.Feed) -> dict[str, Any]:
         """The row of metrics.jsonl of the first step of a call.
@@ -62,7 +63,7 @@ class Watch:
         """
         augment_key, probe_key = self._keys
         arguments = (state, item.images, item.labels, item.indices, augment_key)
-        diagnosis, slopes = self._diagnose(*arguments)
+        diagnosis, slopes = self._diagnose(*arguments, self._knowledge)
         row = {
             "step": step + 1,
             "epoch": self._plan.epoch_of_step(step),
@@ -73,38 +74,30 @@ class Watch:
             return row
         key = jax.random.fold_in(probe_key, step)
         pairs = [
-            self._probe(*arguments, slopes, jax.random.fold_in(key, number))
+            self._probe(*arguments, slopes, jax.random.fold_in(key, number), self._knowledge)
             for number in range(self._probes)
         ]
         value, error = cosine(*np.asarray(jax.device_get(pairs), np.float64).T)
         return row if np.isnan(value) else {**row, "cosine": value, "cosine_error": error}
 
 
-def describe(
-    model: nn.Module,
-    preprocessing: Preprocessing,
-    state: TrainState,
-    batch: Batch,
-    key: jax.Array,
-    *,
-    total_steps: int,
-) -> str:
+def describe(experiment: Experiment, state: TrainState, batch: Batch, key: jax.Array) -> str:
     """Repeat a failed step without compiling it, and say where the trouble starts.
 
     Args:
-      model: network without an axis name.
-      preprocessing: of the run.
-      state: the last good state.
+      experiment: what is trained.
+      state: the last good state, on the host.
       batch: the examples of the failed step.
       key: of the step's augmentation.
-      total_steps: length of the run.
 
     Returns:
       One sentence that names the first layer in the direction of the computation: of a parameter,
       else of an output in the forward pass, else of a gradient in the backward pass.
     """
+    model, preprocessing = experiment.model.clone(axis_name=None), experiment.preprocessing
+    total_steps, teacher = experiment.plan.total_steps, experiment.teacher
     for path, leaf in _leaves(state.params):
-        if not bool(jnp.all(jnp.isfinite(leaf))):
+        if not _is_finite(leaf):
             return f"the parameter {path} is not finite already"
     images = preprocessing.train(
         batch.images, key, state.step * len(batch.labels) + jnp.arange(len(batch.labels))
@@ -120,14 +113,21 @@ def describe(
     # Outside jit the outputs come in the order in which they were computed.
     outputs = list(_leaves(captured["intermediates"]))
     for path, leaf in outputs:
-        if not bool(jnp.all(jnp.isfinite(leaf))):
+        if not _is_finite(leaf):
             return f"the first output that is not finite is that of {_layer(path)}"
+    if teacher is not None and not _is_finite(teacher.logits(experiment.knowledge, images)):
+        return "every output is finite, but an answer of the teacher (train.teacher) is not"
     gradient = loss_and_gradient(
-        model, preprocessing, total_steps=total_steps, label_smoothing=0.0, axis_name=None
+        model,
+        preprocessing,
+        total_steps=total_steps,
+        label_smoothing=experiment.label_smoothing,
+        axis_name=None,
+        teacher=teacher,
     )
-    _, grads = gradient(state, batch, key)
+    _, grads = gradient(state, batch, key, experiment.knowledge)
     order = [_layer(path) for path, _ in outputs]
-    broken = [path for path, leaf in _leaves(grads) if not bool(jnp.all(jnp.isfinite(leaf)))]
+    broken = [path for path, leaf in _leaves(grads) if not _is_finite(leaf)]
     if not broken:
         return "the loss or the gradient's norm overflows although every layer's part is finite"
 
@@ -139,6 +139,10 @@ def describe(
         "every output is finite, and on the way back the first gradient that is not belongs to "
         f"{max(broken, key=depth)}"
     )
+
+
+def _is_finite(array: jax.Array) -> bool:
+    return bool(jnp.all(jnp.isfinite(array)))
 
 
 def _layer(path: str) -> str:

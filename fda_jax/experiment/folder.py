@@ -13,6 +13,8 @@ from fda_jax.experiment import lock
 FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnostics.probes")
 
 
+# Keys of the group train that came later, at the values that say what was done without them.
+LATER_KEYS = {"teacher": "", "teacher_weight": 1.0, "teacher_temperature": 1.0}
 # What result.json has at least.
 RESULT_KEYS = ("last_test_accuracy", "best_test_accuracy")
 # Seconds to wait for another process, for one whose parent was killed ends a little later.
@@ -65,7 +67,7 @@ class RunFolder:
           WorkdirError: it cannot be written, or it holds a run of another configuration.
         """
         self.make()
-        recorded = self.read("config.json")
+        recorded = self.config()
         if recorded is None:
             if self._has_checkpoints():
                 raise WorkdirError(
@@ -172,6 +174,17 @@ class RunFolder:
                 f"{self.path / name} cannot be read ({error}): restore it, or choose another "
                 "--workdir"
             ) from error
+
+    def config(self) -> dict[str, Any] | None:
+        """The run's configuration, with the keys that it is too old for; None without a run.
+
+        Raises:
+          WorkdirError: the file is damaged.
+        """
+        config = self.read("config.json")
+        if config is None or not isinstance(config.get("train"), dict):
+            return config
+        return {**config, "train": {**LATER_KEYS, **config["train"]}}
 
     def result(self) -> dict[str, Any] | None:
         """The content of result.json, or None before the end of the run.

@@ -27,7 +27,60 @@ _REMEDY = (
 )
 
 
-class Predecessor:
+class FinishedRun:
+    """A run that another one needs.
+
+    Args:
+      key: of the configuration that names it, for messages.
+      given: its folder; a relative path counts from the one that holds `workdir`.
+      workdir: folder of the run that needs it.
+    """
+
+    def __init__(self, key: str, given: str, workdir: Path) -> None:
+        self._beside = workdir.absolute().parent
+        self.path = Path(os.path.normpath(self._beside / Path(given).expanduser()))
+        self._key = key
+        self._given = given
+
+    def place(self) -> Path:
+        """Where its checkpoints lie: its folder, or that of its last stage.
+
+        Raises:
+          ConfigError: no finished run lies there, or its checkpoints are gone.
+        """
+        folder = RunFolder(self.path, is_writer=False)
+        config = folder.read("config.json")
+        if config is None or folder.result() is None:
+            raise self._refusal("no finished run (no result.json)" if config else "no run")
+        place = stages.folders(self.path, config)[-1]
+        if RunFolder(place, is_writer=False).latest_checkpoint() is None:
+            raise self._refusal("no checkpoints any more")
+        return place
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[tuple[Checkpoints, int]]:
+        """The checkpoints, and the step of the last one.
+
+        Raises:
+          ConfigError: as `place`.
+        """
+        with contextlib.closing(Checkpoints(self.place() / "checkpoints")) as store:
+            step = store.latest_step()
+            if step is None:
+                raise self._refusal("no checkpoints any more")
+            yield store, step
+
+    def _refusal(self, what: str) -> ConfigError:
+        meant = Path(self._given).expanduser().absolute()
+        hint = f", e.g. to {os.path.relpath(meant, self._beside)}" if meant.is_dir() else ""
+        return ConfigError(
+            f"{self._key} is {self._given!r}, but {self.path} holds {what}: train that run "
+            f"to its end, or set --config.{self._key} to the folder of a finished one{hint} (a "
+            f"relative path counts from {self._beside})"
+        )
+
+
+class Predecessor(FinishedRun):
     """The finished run that another one starts from, as train.init_from says.
 
     The parameters and batch statistics of its last checkpoint are the other's first; see `match`
@@ -39,10 +92,7 @@ class Predecessor:
     """
 
     def __init__(self, init_from: str, workdir: Path) -> None:
-        beside = workdir.absolute().parent
-        self.path = Path(os.path.normpath(beside / Path(init_from).expanduser()))
-        self._init_from = init_from
-        self._beside = beside
+        super().__init__("train.init_from", init_from, workdir)
 
     def check(self, experiment: Experiment) -> None:
         """Refuse a predecessor that the run cannot start from, before anything is compiled.
@@ -51,7 +101,7 @@ class Predecessor:
           ConfigError: no finished run lies there, or one of another network.
           CheckpointError: its checkpoint is damaged.
         """
-        with self._open() as (store, step):
+        with self.opened() as (store, step):
             match(_variables(store.shapes(step)), _shapes(experiment), str(self.path))
 
     def values(self, experiment: Experiment) -> dict[str, Any]:
@@ -60,36 +110,11 @@ class Predecessor:
         Raises:
           ConfigError, CheckpointError: as `check`.
         """
-        with self._open() as (store, step):
+        with self.opened() as (store, step):
             arrays = _variables(store.read(step))
         theirs = {path: shape_text(array) for path, array in arrays.items()}
         origins = match(theirs, _shapes(experiment), str(self.path))
         return unflatten_dict({path: arrays[origin] for path, origin in origins.items()})
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[tuple[Checkpoints, int]]:
-        """The checkpoints, and the step of the last one."""
-        folder = RunFolder(self.path, is_writer=False)
-        config = folder.read("config.json")
-        if config is None or folder.result() is None:
-            raise self._refusal("no finished run (no result.json)" if config else "no run")
-        checkpoints = stages.folders(self.path, config)[-1] / "checkpoints"
-        if not checkpoints.is_dir():
-            raise self._refusal("no checkpoints any more")
-        with contextlib.closing(Checkpoints(checkpoints)) as store:
-            step = store.latest_step()
-            if step is None:
-                raise self._refusal("no checkpoints any more")
-            yield store, step
-
-    def _refusal(self, what: str) -> ConfigError:
-        meant = Path(self._init_from).expanduser().absolute()
-        hint = f", e.g. to {os.path.relpath(meant, self._beside)}" if meant.is_dir() else ""
-        return ConfigError(
-            f"train.init_from is {self._init_from!r}, but {self.path} holds {what}: train that run "
-            f"to its end, or set --config.train.init_from to the folder of a finished one{hint} (a "
-            f"relative path counts from {self._beside})"
-        )
 
 
 def check_stages(names: Sequence[str], experiments: Sequence[Experiment]) -> None:

@@ -15,7 +15,7 @@ from fda_jax.experiment import diagnose
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.experiment.inherit import Predecessor
 from fda_jax.experiment.logs import TensorBoard, Terminal
-from fda_jax.experiment.setup import Experiment
+from fda_jax.experiment.setup import ConfigError, Experiment
 from fda_jax.training import devices, feed
 from fda_jax.training.checkpoints import Checkpoints
 from fda_jax.training.flips import Signs
@@ -203,12 +203,10 @@ class Lane:
         """
         step = int(progress.state.step)
         where = diagnose.describe(
-            self.experiment.model.clone(axis_name=None),
-            self.experiment.preprocessing,
+            self.experiment,
             jax.device_get(progress.state),
             Batch(*item.examples_of(step - call.step)),
             augment_key(self.experiment),
-            total_steps=self._plan.total_steps,
         )
         kept = self._checkpoints.latest_step()
         message = (
@@ -248,6 +246,8 @@ class Lane:
             f"{plan.num_devices} {jax.devices()[0].device_kind} device(s); run in "
             f"{self.folder.path}"
         )
+        if experiment.teacher is not None:
+            self.terminal.line(f"learning the answers of {experiment.teacher_run}")
         if step:
             self.terminal.line(f"going on from step {step} of {plan.total_steps}")
         elif self._predecessor is not None:
@@ -350,13 +350,14 @@ def make_call(experiment: Experiment) -> Callable[..., tuple[TrainState, Metrics
     key, axis = augment_key(experiment), feed.axis(experiment.dataset.train)
     run = devices.parallel(
         train_call(experiment),
-        in_axes=(None, None, axis, axis, 0, None, None),
+        in_axes=(None, None, axis, axis, 0, None, None, None),
         donate=(0, 1),
     )
+    knowledge = devices.replicate(experiment.knowledge)
 
     def advance(state: TrainState, totals: Metrics, call: feed.Call, item: feed.Feed) -> Any:
         count = np.int32(call.count)
-        return run(state, totals, item.images, item.labels, item.indices, count, key)
+        return run(state, totals, item.images, item.labels, item.indices, count, key, knowledge)
 
     return advance
 
@@ -364,6 +365,11 @@ def make_call(experiment: Experiment) -> Callable[..., tuple[TrainState, Metrics
 def train_call(experiment: Experiment) -> Callable[..., Any]:
     """The function of `step.make_train_call` for an experiment on one device."""
     plan = experiment.plan
+    if experiment.teacher_run and experiment.teacher is None:
+        raise ConfigError(
+            f"train.teacher is {experiment.teacher_run!r}, but only a run in a folder has one: use "
+            'experiment.train, or set train.teacher to ""'
+        )
     step = make_train_step(
         experiment.model,
         experiment.optimizer,
@@ -372,6 +378,7 @@ def train_call(experiment: Experiment) -> Callable[..., Any]:
         label_smoothing=experiment.label_smoothing,
         ema_decay=experiment.ema_decay,
         axis_name=devices.AXIS,
+        teacher=experiment.teacher,
     )
     return make_train_call(step, steps_per_call=plan.steps_per_call)
 

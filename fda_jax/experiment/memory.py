@@ -35,12 +35,14 @@ def epochs(experiment: Experiment) -> Iterator[Epoch]:
     """Train from random weights, by the steps of `experiment.train`, bit for bit.
 
     Args:
-      experiment: of `experiment.build`, on one process. `train.init_from` is for runs in folders.
+      experiment: of `experiment.build`, on one process. `train.init_from` and `train.teacher` are
+        for runs in folders.
 
     Yields:
       An `Epoch` before the first step and after each epoch.
 
     Raises:
+      ConfigError: the experiment asks for a teacher.
       NonFiniteError: a loss or a gradient is not finite.
     """
     plan, advance, evaluate = experiment.plan, make_call(experiment), Evaluator(experiment)

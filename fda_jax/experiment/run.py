@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from fda_jax import data
-from fda_jax.experiment import budget, saved, setup, stages
+from fda_jax.experiment import budget, saved, setup, stages, teaching
 from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.inherit import Predecessor, check_stages
@@ -59,6 +59,7 @@ def _train_run(
     if finished is not None:
         make_terminal(experiment).line(f"{folder.path} is finished already: {_summary(finished)}")
         return finished
+    experiment = teaching.engage(experiment, config, folder.path)
     with begun(config, folder) as checkpoints, _listening(stop) as asked:
         lane = Lane(experiment, folder, checkpoints, predecessor)
         done = Trainer(lane).run(asked)
@@ -77,12 +78,20 @@ def claim(
       What the run starts from if it has no checkpoint yet; None for random weights.
 
     Raises:
-      ConfigError, CheckpointError: the run cannot start from what train.init_from names.
+      ConfigError, CheckpointError: the run cannot start from what train.init_from names, or learn
+        from what train.teacher names.
       WorkdirError: the folder cannot be used.
     """
     predecessor = _predecessor(config, experiment, folder)
+    _check_teacher(config, experiment, folder)
     folder.claim(config)
     return predecessor
+
+
+def _check_teacher(config: Mapping[str, Any], experiment: Experiment, folder: RunFolder) -> None:
+    # A finished run needs its teacher no more.
+    if config["train"]["teacher"] and folder.result() is None:
+        teaching.find(experiment, config, folder.path)
 
 
 def _predecessor(
@@ -145,6 +154,7 @@ def _train_stages(
     places = stages.folders(folder.path, config)
     experiments = build_stages(parts)
     _predecessor(parts[0], experiments[0], _folder(places[0]))
+    _check_teacher(config, experiments[0], folder)
     folder.claim(config)
     terminal = make_terminal(experiments[-1])
     finished = folder.result()

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from fda_jax import data
 from fda_jax.experiment import setup, stages
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.loop import start
@@ -47,6 +48,16 @@ class SavedRun:
         (state, *_), _ = self.checkpoints.restore(self._start, step)
         return state
 
+    def last(self) -> TrainState:
+        """The state of the last checkpoint.
+
+        Raises:
+          CheckpointError: as `state`.
+        """
+        step = self.step("last")
+        assert step is not None  # `opened` refuses a folder without
+        return self.state(step)
+
     @functools.cached_property
     def _start(self) -> Any:
         return start(self.experiment).arrays()
@@ -54,7 +65,11 @@ class SavedRun:
 
 @contextlib.contextmanager
 def opened(
-    config: Mapping[str, Any] | None, workdir: str | Path, *, data_dir: str | None = None
+    config: Mapping[str, Any] | None,
+    workdir: str | Path,
+    *,
+    data_dir: str | None = None,
+    dataset: data.Dataset | None = None,
 ) -> Iterator[SavedRun]:
     """Open a run's folder, of a run in stages the last stage's.
 
@@ -62,6 +77,7 @@ def opened(
       config: of the run, or None to take the one in the folder.
       workdir: the run's folder.
       data_dir: where the data lie now, in place of the configuration's data.dir.
+      dataset: in place of the configuration's own.
 
     Raises:
       WorkdirError: there is no run of this configuration, or no checkpoint, in the folder, or the
@@ -69,7 +85,7 @@ def opened(
       ValueError: the configuration or the data cannot run.
     """
     folder = RunFolder(Path(workdir), is_writer=False)
-    recorded = folder.read("config.json")
+    recorded = folder.config()
     if recorded is None:
         raise WorkdirError(
             f"the folder {folder.path} holds no run (no config.json): give the --workdir of one, "
@@ -81,12 +97,12 @@ def opened(
     parts = stages.split(settings)
     if parts:
         place = stages.folders(folder.path, settings)[-1]
-        with opened(parts[-1], place, data_dir=data_dir) as last:
+        with opened(parts[-1], place, data_dir=data_dir, dataset=dataset) as last:
             yield last
         return
     if folder.latest_checkpoint() is None:
         raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
-    experiment = setup.build(_here(settings, data_dir))
+    experiment = setup.build(_here(settings, data_dir), dataset=dataset)
     folder.claim_data(experiment.dataset.facts(), ("classes",))
     with contextlib.closing(Checkpoints(folder.checkpoints)) as checkpoints:
         yield SavedRun(settings, experiment, checkpoints)

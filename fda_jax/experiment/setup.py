@@ -13,13 +13,14 @@ import optax
 
 from fda_jax import data, models
 from fda_jax.experiment import budget
-from fda_jax.experiment.folder import leaves
+from fda_jax.experiment.folder import LATER_KEYS, leaves
 from fda_jax.layers import Method, lookup, make_method
 from fda_jax.training import devices
 from fda_jax.training.flips import Signs, make_signs
 from fda_jax.training.optimizer import make_optimizer, make_schedule
 from fda_jax.training.plan import Plan, choose, require
 from fda_jax.training.step import Preprocessing
+from fda_jax.training.teacher import Teacher
 
 LARGEST = float(jnp.finfo(jnp.float32).max)
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -44,6 +45,9 @@ PLAN_KEYS = {
         "label_smoothing",
         "ema_decay",
         "init_from",
+        "teacher",
+        "teacher_weight",
+        "teacher_temperature",
     ),
     "eval": ("batch_size", "every_epochs", "flips"),
     "checkpoint": ("every_epochs",),
@@ -72,6 +76,9 @@ class Experiment:
       signs: reads the signs of the binary weights, see `flips.make_signs`; None where nobody asks.
       probes: of the gradient's direction in each step that is looked at, see
         `diagnostics.make_probe`.
+      teacher_run: the folder of the run whose answers are learned, too; "" for none.
+      teacher: that run's network, which `teaching.engage` takes from there; None without.
+      knowledge: its variables; {} without.
     """
 
     seed: int
@@ -85,6 +92,9 @@ class Experiment:
     ema_decay: float
     signs: Callable[[Mapping[str, Any]], Signs | None] | None
     probes: int
+    teacher_run: str = ""
+    teacher: Teacher | None = None
+    knowledge: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def build(
@@ -149,7 +159,27 @@ def build(
         ema_decay=ema_decay,
         signs=make_signs(model, dataset.image_shape_hwc) if config["eval"]["flips"] else None,
         probes=probes,
+        teacher_run=_check_teacher(**{key: config["train"][key] for key in LATER_KEYS}),
     )
+
+
+def _check_teacher(*, teacher: str, teacher_weight: float, teacher_temperature: float) -> str:
+    """The folder of a teacher, its settings checked."""
+    if not isinstance(teacher, str):
+        raise ConfigError(
+            f"train.teacher is {teacher!r}: set --config.train.teacher to the folder of a finished "
+            'run, or to ""'
+        )
+    require(
+        0 < teacher_weight <= 1,
+        "train.teacher_weight",
+        teacher_weight,
+        'must lie in (0, 1]; without a teacher train.teacher is ""',
+    )
+    require(
+        teacher_temperature > 0, "train.teacher_temperature", teacher_temperature, "must be above 0"
+    )
+    return teacher
 
 
 def _check_numbers(config: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ _RESERVED = {
     "train.epochs": "epochs_share is the stage's part of the run's",
     "train.budget": "it is the whole run's",
     "train.init_from": "a stage starts from the one before, and the first from the run's",
+    "train.teacher": "its folder is the run's to name; train.teacher_weight may differ",
     "method.name": "stages are of one method; two methods are two runs, see train.init_from",
 }
 
@@ -46,7 +47,8 @@ def split(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         groups["optimizer"] = budget.shortened(config["optimizer"], lengths[i] / sum(lengths))
         part = budget.scaled(_override(groups, overrides, names[i]))
         start = names[i - 1] if i else _from_inside(config["train"]["init_from"])
-        part["train"] = {**part["train"], "epochs": lengths[i], "init_from": start}
+        taken = {"init_from": start, "teacher": _from_inside(config["train"]["teacher"])}
+        part["train"] = {**part["train"], "epochs": lengths[i], **taken}
         parts.append({"seed": config["seed"], **part, "stages": {}})
     return parts
 
@@ -127,7 +129,7 @@ def _override(
     return merged
 
 
-def _from_inside(init_from: str) -> str:
+def _from_inside(folder: str) -> str:
     """A path that counted from beside the run's folder, for a run inside that folder."""
-    is_relative = init_from and not Path(init_from).expanduser().is_absolute()
-    return f"../{init_from}" if is_relative else init_from
+    is_relative = folder and not Path(folder).expanduser().is_absolute()
+    return f"../{folder}" if is_relative else folder

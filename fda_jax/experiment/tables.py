@@ -11,7 +11,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from fda_jax.experiment import budget, environment, stages
-from fda_jax.experiment.folder import FREE_KEYS, RunFolder, WorkdirError, read_metrics
+from fda_jax.experiment.folder import (
+    FREE_KEYS,
+    LATER_KEYS,
+    RunFolder,
+    WorkdirError,
+    read_metrics,
+)
 
 COLUMNS = (
     "run",
@@ -259,7 +265,7 @@ def _read_run(path: Path, name: str) -> Run:
     surroundings = _read(path, "environment.json") or {}
     try:
         # Runs that are older than budgets are whole ones; those older than diagnostics made none.
-        train = {"budget": budget.WHOLE, **config["train"]}
+        train = {"budget": budget.WHOLE, **LATER_KEYS, **config["train"]}
         config = {"diagnostics": {}, **config, "train": train}
         rows, epochs_before = _metrics(path, config)
         reached = _reached(rows, _read(path, "result.json"), epochs_before)

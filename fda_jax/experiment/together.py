@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fda_jax.experiment import loop, run, setup
+from fda_jax.experiment import loop, run, setup, teaching
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.loop import Evaluator, Lane, Progress, Stop
 from fda_jax.experiment.setup import Experiment
@@ -126,7 +126,8 @@ class _Member:
 
 def _lockstep(jobs: Sequence[Job], stop: Stop) -> dict[str, Exception]:
     """Train runs that stand at one step as one program; why each failed run failed, by name."""
-    shared = setup.build(jobs[0].config)
+    config, workdir = jobs[0].config, jobs[0].workdir
+    shared = teaching.engage(setup.build(config), config, workdir)
     evaluator = Evaluator(shared)
     failures: dict[str, Exception] = {}
     done = False
@@ -287,14 +288,16 @@ def make_call(
     """
     keys = jnp.stack([loop.augment_key(experiment) for experiment in experiments])
     mapped = devices.parallel(
-        jax.vmap(loop.train_call(experiments[0]), in_axes=(0, 0, None, None, 0, None, 0)),
-        in_axes=(None, None, None, None, 0, None, None),
+        jax.vmap(loop.train_call(experiments[0]), in_axes=(0, 0, None, None, 0, None, 0, None)),
+        in_axes=(None, None, None, None, 0, None, None, None),
         donate=(0, 1),
     )
+    knowledge = devices.replicate(experiments[0].knowledge)
 
     def advance(state: TrainState, totals: Metrics, call: feed.Call, item: feed.Feed) -> Any:
         count = np.int32(call.count)
-        return mapped(state, totals, item.images, item.labels, item.indices, count, keys)
+        arrays = item.images, item.labels, item.indices
+        return mapped(state, totals, *arrays, count, keys, knowledge)
 
     return advance
 

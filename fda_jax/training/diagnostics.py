@@ -22,11 +22,12 @@ from fda_jax.layers.quantizers import ActivationQuantizer
 from fda_jax.training.flips import effective_weights
 from fda_jax.training.state import TrainState
 from fda_jax.training.step import Preprocessing, make_loss, stream_positions
+from fda_jax.training.teacher import Teacher
 
 # A number or an array for each binary layer, by its path in the network: "block1/conv2".
 ByLayer = Mapping[str, jax.Array]
-# Normalised images and their labels, of one device.
-Examples = tuple[jax.Array, jax.Array]
+# Normalised images and their labels, of one device, and a teacher's logits where there is one.
+Examples = tuple[jax.Array, jax.Array, jax.Array | None]
 
 # Share of the binary weights that a probe flips, half of them on either side.
 FLIPPED_SHARE = 0.01
@@ -83,6 +84,7 @@ def make_diagnosis(
     total_steps: int,
     label_smoothing: float = 0.0,
     axis_name: str | None = None,
+    teacher: Teacher | None = None,
 ) -> Callable[..., tuple[Diagnosis, ByLayer]]:
     """Make the function that looks at a step; it costs about two of them.
 
@@ -93,10 +95,12 @@ def make_diagnosis(
       total_steps: length of the run: progress is step / total_steps.
       label_smoothing: of the training loss.
       axis_name: mapped axis over which everything is reduced, or None.
+      teacher: of the training loss, or None.
 
     Returns:
-      (state, images, labels, indices (steps, batch), key) -> (diagnosis, slopes) of the step on the
-      first row of indices into images and labels, with the key of the training call. `slopes`
+      (state, images, labels, indices (steps, batch), key, knowledge) -> (diagnosis, slopes) of the
+      step on the first row of indices into images and labels, with the key of the training call
+      and the teacher's variables, which are needed where there is one. `slopes`
       is what a probe tests, see `make_probe`: the estimated derivative of the loss by a factor in
       front of each effective weight, at 1, in the shape of the layer's latent weights.
     """
@@ -104,6 +108,7 @@ def make_diagnosis(
         model,
         total_steps=total_steps,
         label_smoothing=label_smoothing,
+        teacher=teacher,
         collections=("batch_stats", "penalties", _SOWN),
     )
 
@@ -116,16 +121,24 @@ def make_diagnosis(
         half = len(examples[1]) // 2
         if half == 0:
             return jnp.full((), jnp.nan)
-        gradient = jax.grad(lambda params, images, labels: loss(params, state, images, labels)[0])
-        one, other = (
-            gradient(state.params, *(part[at : at + half] for part in examples)) for at in (0, half)
-        )
+
+        def gradient(rows: slice) -> Any:
+            part = jax.tree.map(lambda array: array[rows], examples)
+            return jax.grad(lambda params: loss(params, state, *part)[0])(state.params)
+
+        one, other = gradient(slice(half)), gradient(slice(half, 2 * half))
         return _squares(_mean(jax.tree.map(jnp.subtract, one, other), axis_name)) / 4
 
     def diagnose(
-        state: TrainState, images: jax.Array, labels: jax.Array, indices: jax.Array, key: jax.Array
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        indices: jax.Array,
+        key: jax.Array,
+        knowledge: Any = None,
     ) -> tuple[Diagnosis, ByLayer]:
-        examples = _examples(preprocessing, state, images, labels, indices, key, axis_name)
+        stored = images, labels, indices
+        examples = _examples(preprocessing, state, stored, key, axis_name, teacher, knowledge)
         latents = latent_weights(state.params)
         ones = {name: jnp.ones_like(w) for name, w in latents.items()}
         (value, changed), gradients = jax.value_and_grad(observed, (0, 1), has_aux=True)(
@@ -155,6 +168,7 @@ def make_probe(
     total_steps: int,
     label_smoothing: float = 0.0,
     axis_name: str | None = None,
+    teacher: Teacher | None = None,
     flipped_share: float = FLIPPED_SHARE,
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Make the function that measures what the estimated gradient only estimates.
@@ -173,14 +187,17 @@ def make_probe(
       total_steps: length of the run: progress is step / total_steps.
       label_smoothing: of the training loss.
       axis_name: mapped axis over which losses are averaged, or None.
+      teacher: of the training loss, or None.
       flipped_share: of all binary weights, in both sets together, in (0, 1].
 
     Returns:
-      (state, images, labels, indices (steps, batch), key, slopes, probe_key) -> (measured,
-      estimated): the two differences in nats, scalars. Everything up to slopes is as for
-      `make_diagnosis`; the forward pass is that of training, batch statistics included.
+      (state, images, labels, indices (steps, batch), key, slopes, probe_key, knowledge) ->
+      (measured, estimated): the two differences in nats, scalars. All but slopes and probe_key is
+      as for `make_diagnosis`; the forward pass is that of training, batch statistics included.
     """
-    loss = make_loss(model, total_steps=total_steps, label_smoothing=label_smoothing)
+    loss = make_loss(
+        model, total_steps=total_steps, label_smoothing=label_smoothing, teacher=teacher
+    )
 
     def probe(
         state: TrainState,
@@ -190,8 +207,10 @@ def make_probe(
         key: jax.Array,
         slopes: ByLayer,
         probe_key: jax.Array,
+        knowledge: Any = None,
     ) -> tuple[jax.Array, jax.Array]:
-        examples = _examples(preprocessing, state, images, labels, indices, key, axis_name)
+        stored = images, labels, indices
+        examples = _examples(preprocessing, state, stored, key, axis_name, teacher, knowledge)
 
         def loss_with(factors: ByLayer) -> jax.Array:
             with nn.intercept_methods(_interceptor(factors, axis_name, observe=False)):
@@ -263,16 +282,18 @@ def latent_weights(params: Mapping[str, Any]) -> dict[str, jax.Array]:
 def _examples(
     preprocessing: Preprocessing,
     state: TrainState,
-    images: jax.Array,
-    labels: jax.Array,
-    indices: jax.Array,
+    stored: tuple[jax.Array, jax.Array, jax.Array],
     key: jax.Array,
     axis_name: str | None,
+    teacher: Teacher | None,
+    knowledge: Any,
 ) -> Examples:
-    """What the training call makes of its first row."""
+    """What the training call makes of its first row of (images, labels, indices)."""
+    images, labels, indices = stored
     chosen = indices[0]
     positions = stream_positions(state.step, len(chosen), axis_name)
-    return preprocessing.train(images[chosen], key, positions), labels[chosen]
+    inputs = preprocessing.train(images[chosen], key, positions)
+    return inputs, labels[chosen], None if teacher is None else teacher.logits(knowledge, inputs)
 
 
 def _interceptor(factors: ByLayer, axis_name: str | None, *, observe: bool) -> Callable[..., Any]:

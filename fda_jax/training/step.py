@@ -16,6 +16,7 @@ from fda_jax.training.losses import cross_entropy
 from fda_jax.training.metrics import Metrics
 from fda_jax.training.packing import Packed, pack_parameters, pack_statistics, unpacked
 from fda_jax.training.state import TrainState
+from fda_jax.training.teacher import Teacher
 
 
 @flax.struct.dataclass
@@ -75,7 +76,7 @@ class Preprocessing:
         return data.normalize(images, self.mean, self.std)
 
 
-TrainStep = Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics, Health]]
+TrainStep = Callable[..., tuple[TrainState, Metrics, Health]]
 
 
 def stream_positions(step: jax.Array, size: int, axis_name: str | None) -> jax.Array:
@@ -101,6 +102,7 @@ def make_loss(
     *,
     total_steps: int,
     label_smoothing: float,
+    teacher: Teacher | None = None,
     collections: Sequence[str] = ("batch_stats", "penalties"),
 ) -> Callable[..., tuple[jax.Array, tuple[jax.Array, jax.Array, Mapping[str, Any]]]]:
     """Make the training loss of one device.
@@ -109,17 +111,25 @@ def make_loss(
       model: network.
       total_steps: length of the run: progress is step / total_steps.
       label_smoothing: see `losses.cross_entropy`.
+      teacher: of whose answers the loss is, too; None for the labels alone.
       collections: that the network may change.
 
     Returns:
-      (params, state, images, labels) -> (loss, (logits, losses, updates)): the mean loss of
+      (params, state, images, labels, wanted) -> (loss, (logits, losses, updates)): the mean loss of
       normalised images plus the penalties that the method's quantizers sow, and the changed
-      collections. Of the state it reads step and statistics, not the parameters.
+      collections. Of the state it reads step and statistics, not the parameters. wanted are the
+      teacher's logits, needed where there is one.
     """
 
     quantizer = _weight_quantizer(model)
 
-    def loss_fn(params: Any, state: TrainState, images: jax.Array, labels: jax.Array) -> tuple:
+    def loss_fn(
+        params: Any,
+        state: TrainState,
+        images: jax.Array,
+        labels: jax.Array,
+        wanted: jax.Array | None = None,
+    ) -> tuple:
         progress = state.step / total_steps
         quantized: dict[str, Any] = {}
         if isinstance(params, Packed):
@@ -134,6 +144,8 @@ def make_loss(
             mutable=list(collections),
         )
         losses = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        if teacher is not None:
+            losses = teacher.losses(losses, logits, cast(jax.Array, wanted))
         penalty = sum(jax.tree.leaves(updates.get("penalties", {})), jnp.float32(0))
         return jnp.mean(losses) + penalty, (logits, losses, updates)
 
@@ -147,19 +159,29 @@ def loss_and_gradient(
     total_steps: int,
     label_smoothing: float,
     axis_name: str | None,
+    teacher: Teacher | None = None,
 ) -> Callable[..., Any]:
-    """Make the function (state, batch, key) -> ((loss, (logits, losses, updates)), gradient).
+    """Make the function (state, batch, key, knowledge) -> ((loss, aux), gradient).
 
-    The gradient is of this device's loss, see `make_loss`.
+    aux is (logits, losses, updates), and the gradient is of this device's loss, see `make_loss`.
+    knowledge holds the teacher's variables, where there is one.
     """
-    loss = make_loss(model, total_steps=total_steps, label_smoothing=label_smoothing)
+    loss = make_loss(
+        model, total_steps=total_steps, label_smoothing=label_smoothing, teacher=teacher
+    )
 
-    def loss_fn(params: Any, state: TrainState, batch: Batch, key: jax.Array) -> tuple:
+    def loss_fn(
+        params: Any, state: TrainState, batch: Batch, key: jax.Array, knowledge: Any
+    ) -> tuple:
         positions = stream_positions(state.step, len(batch.labels), axis_name)
-        return loss(params, state, preprocessing.train(batch.images, key, positions), batch.labels)
+        images = preprocessing.train(batch.images, key, positions)
+        wanted = None if teacher is None else teacher.logits(knowledge, images)
+        return loss(params, state, images, batch.labels, wanted)
 
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
-    return lambda state, batch, key: gradient(state.params, state, batch, key)
+    return lambda state, batch, key, knowledge=None: gradient(
+        state.params, state, batch, key, knowledge
+    )
 
 
 def make_update(
@@ -204,6 +226,7 @@ def make_train_step(
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
     axis_name: str | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainStep:
     """Make the training step of one device.
 
@@ -215,9 +238,11 @@ def make_train_step(
       label_smoothing: see `losses.cross_entropy`.
       ema_decay: of the moving averages of parameters and statistics, in [0, 1); 0 for none.
       axis_name: mapped axis over which gradients and metrics are reduced, or None.
+      teacher: see `make_loss`.
 
     Returns:
-      (state, batch, key) -> (new state, metrics over all devices, health).
+      (state, batch, key, knowledge) -> (new state, metrics over all devices, health). knowledge
+      holds the teacher's variables, where there is one.
     """
     gradient_of = loss_and_gradient(
         model,
@@ -225,12 +250,13 @@ def make_train_step(
         total_steps=total_steps,
         label_smoothing=label_smoothing,
         axis_name=axis_name,
+        teacher=teacher,
     )
 
     update = make_update(optimizer, ema_decay=ema_decay)
 
-    def train_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple:
-        (loss, (logits, losses, changed)), grads = gradient_of(state, batch, key)
+    def train_step(state: TrainState, batch: Batch, key: jax.Array, knowledge: Any = None) -> tuple:
+        (loss, (logits, losses, changed)), grads = gradient_of(state, batch, key, knowledge)
         metrics = Metrics.of_batch(losses, logits, batch.labels)
         if axis_name is not None:
             loss, grads = jax.lax.pmean((loss, grads), axis_name)
@@ -254,12 +280,15 @@ def make_train_call(train_step: TrainStep, *, steps_per_call: int) -> Callable[.
         convolutions at full speed.
 
     Returns:
-      (state, totals, images, labels, indices (steps, batch), count, key) -> (state, totals,
-      health): runs the first `count` rows of indices into images and labels.
+      (state, totals, images, labels, indices (steps, batch), count, key, knowledge) -> (state,
+      totals, health): runs the first `count` rows of indices into images and labels; knowledge is
+      that of `make_train_step`.
     """
 
-    def apply(state: TrainState, totals: Metrics, batch: Batch, key: jax.Array) -> tuple:
-        new, metrics, health = train_step(state, batch, key)
+    def apply(
+        state: TrainState, totals: Metrics, batch: Batch, key: jax.Array, knowledge: Any
+    ) -> tuple:
+        new, metrics, health = train_step(state, batch, key, knowledge)
         kept = jax.tree.map(
             lambda after, before: jnp.where(health.is_finite(), after, before),
             (new, totals.merge(metrics)),
@@ -275,10 +304,11 @@ def make_train_call(train_step: TrainStep, *, steps_per_call: int) -> Callable[.
         indices: jax.Array,
         count: jax.Array,
         key: jax.Array,
+        knowledge: Any = None,
     ) -> tuple[TrainState, Metrics, Health]:
         def step_at(i: jax.Array | int, state: TrainState, totals: Metrics) -> tuple:
             batch = Batch(images[indices[i]], labels[indices[i]])
-            return apply(state, totals, batch, key)
+            return apply(state, totals, batch, key, knowledge)
 
         if steps_per_call == 1:
             return step_at(0, state, totals)
