@@ -254,6 +254,11 @@ def load(path: str | Path, *, arithmetic: str = "auto") -> PackedNetwork:
       ValueError: it is damaged, no packed network, or of a later format than this version reads;
         or "bits" cannot be had.
     """
+    if Path(path).suffix.lower() == ".onnx" and Path(path).is_file():
+        raise ValueError(
+            f"{path} is an ONNX model by its name, which ONNX Runtime runs: load the .npz that "
+            "`python -m fda_jax.export` writes by default"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             entries = {name: file[name] for name in file.files}

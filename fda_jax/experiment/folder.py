@@ -78,9 +78,7 @@ class RunFolder:
             return
         different = differences(recorded, json.loads(json.dumps(dict(config))))
         if different and self._is_vacant():
-            for name in ("environment.json", "dataset.json", "failure.json"):
-                if self._is_writer:
-                    (self.path / name).unlink(missing_ok=True)
+            self._vacate()
             self.write("config.json", dict(config))
         elif different:
             raise WorkdirError(
@@ -141,12 +139,29 @@ class RunFolder:
     def _is_vacant(self) -> bool:
         """Whether nothing was trained here, nor is by a process that has just begun."""
         inside = [path.name for path in self.path.iterdir()]
-        stages = [RunFolder(self.path / name) for name in inside if name.startswith("stage")]
         if self._has_checkpoints() or {"metrics.jsonl", "result.json", "sweep.json"} & {*inside}:
             return False
-        if any(stage.path.is_dir() and not stage._is_vacant() for stage in stages):
+        if any(not stage._is_vacant() for stage in self._stages()):
             return False
         return not self._is_writer or lock.is_free(self._lock)
+
+    def _vacate(self) -> None:
+        """Remove what a run that came to nothing has written, and the folders of its stages."""
+        if not self._is_writer:
+            return
+        for name in ("environment.json", "dataset.json", "failure.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for stage in self._stages():
+            stage._vacate()
+            for name in ("config.json", ".lock"):
+                (stage.path / name).unlink(missing_ok=True)
+            for empty in (stage.checkpoints, stage.path):
+                with contextlib.suppress(OSError):  # missing, or something else lies there
+                    empty.rmdir()
+
+    def _stages(self) -> "list[RunFolder]":
+        paths = [path for path in self.path.glob("stage*") if path.name[len("stage") :].isdigit()]
+        return [RunFolder(path) for path in paths if path.is_dir()]
 
     def latest_checkpoint(self) -> int | None:
         """Step of the newest checkpoint here, or None before the first."""

@@ -109,6 +109,14 @@ def test_another_archive_is_refused(path):
         deploy.load(path)
 
 
+def test_a_model_for_onnx_runtime_is_called_what_it_is(tmp_path):
+    (tmp_path / "net.onnx").write_bytes(b"a graph")
+    with pytest.raises(ValueError, match=r"net\.onnx is an ONNX model by its name.*\.npz"):
+        deploy.load(tmp_path / "net.onnx")
+    with pytest.raises(FileNotFoundError):
+        deploy.load(tmp_path / "none.onnx")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.npz"):
         deploy.load(tmp_path / "none.npz")

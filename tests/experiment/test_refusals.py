@@ -163,6 +163,13 @@ def test_a_run_that_came_to_nothing_makes_room_for_another(tmp_path):
     stage = RunFolder(tmp_path / "stage1")
     stage.claim(other)
     folder.claim(small_config())
+    assert not stage.path.exists()
+    stage.claim(other)
+    (stage.path / "a note").write_text("somebody's own")
+    folder.claim(other)
+    folder.claim(small_config())
+    assert [path.name for path in stage.path.iterdir()] == ["a note"]
+    stage.claim(other)
     stage.append_metrics({"split": "train", "step": 5})
     with pytest.raises(WorkdirError, match="another configuration"):
         folder.claim(other)
