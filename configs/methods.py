@@ -105,6 +105,14 @@ KNOBS = {
     "reactnet": {
         "scale": "filter",
         "scale_in_gradient": True,  # as bireal's; the authors' code leaves it out
+        "weights": "binary",  # or "real", the authors' first step
+        # Of the signs: "bireal", the authors', or "fourier", FDA-BNN's, with the knobs below.
+        "slope": "bireal",
+        "omega": 0.1,  # as fda's
+        "window": 1.0,  # likewise
+        "num_terms_start": 10,  # likewise
+        "num_terms_end": 19,  # likewise
+        **NOISE,
     },
     "reste": {
         "scale": "layer",

@@ -15,7 +15,7 @@ NAMES = sorted(
     path.stem for path in (REPOSITORY / "configs").glob("*.py") if path.stem != "methods"
 )
 # The method of a configuration that names none; elsewhere it is "fda".
-DEFAULTS = {"digits_vit": "bnn_plus_plus"}
+DEFAULTS = {"digits_vit": "bnn_plus_plus", "imagenet_reactnet": "reactnet"}
 
 
 def keys(config, prefix=""):
@@ -42,7 +42,7 @@ def test_a_configuration_takes_every_method_and_adds_no_key(name, method):
     module = importlib.import_module(name)
     config = module.get_config(method)
     base = importlib.import_module("base").get_config(method)
-    assert keys(config) == keys(base)
+    assert keys(config) == keys(base) | {key for key in keys(config) if key.startswith("stages.")}
     assert config.method.name == (method or DEFAULTS.get(name, "fda"))
     assert config.model.name in models.MODELS
 
@@ -65,6 +65,27 @@ def test_the_recipe_for_imagenet_is_that_of_section_3_3(network):
     models.check_image_shape(config.model.name, (config.data.image_size,) * 2 + (3,))
     # Streamed images are cropped and mirrored where they are decoded.
     assert (config.augment.crop_px, config.augment.flip) == (0, False)
+
+
+def test_the_two_steps_of_reactnet_are_its_released_recipe_and_can_follow_one_another():
+    config = importlib.import_module("imagenet_reactnet").get_config()
+    with config.unlocked():
+        config.data.name = "digits"
+        config.model.name = "resnet_digits"
+    for slope, noise in (("bireal", "none"), ("fourier", "forward")):
+        config.method.slope, config.method.noise = slope, noise
+        first, second = stages.split(config.to_dict())
+        for part, weights, decay in ((first, "real", 1e-5), (second, "binary", 0.0)):
+            assert part["method"]["weights"] == weights
+            assert part["train"]["epochs"] == 128
+            assert part["train"]["teacher"] == "../resnet34"
+            optimizer = part["optimizer"]
+            assert (optimizer["learning_rate"], optimizer["weight_decay"]) == (2.5e-3, decay)
+            assert (optimizer["name"], optimizer["schedule"]) == ("adam", "linear")
+        built = [setup.build(part) for part in (first, second)]
+        inherit.check_stages(["stage1", "stage2"], built)
+        real, binary = (one.model.method for one in built)
+        assert (real.weight, real.activation) == (None, binary.activation)
 
 
 def test_the_stages_of_a_method_can_follow_one_another():

@@ -90,7 +90,7 @@ MODULES: dict[type[nn.Module], Callable[[Any], Operand]] = {
     ProjectedWeights: lambda module: Operand(ops.ClippedSTE(), "W w"),
     RectifiedClampWeights: lambda module: Operand(Clamp(module), "standardized w"),
     RotatedWeights: lambda module: Operand(module.estimator, "rotated w"),
-    ShiftedSign: lambda module: Operand(module.estimator, "a + shift"),
+    ShiftedSign: lambda module: Operand(module.quantizer.estimator, "a + shift"),
     WeightBases: lambda module: Operand(ops.Identity(), "w - mean"),
 }
 

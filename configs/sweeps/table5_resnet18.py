@@ -5,8 +5,8 @@ methods alike (configs/imagenet_resnet18.py). "bireal_prelu" is what the paper c
 here. HWGQ has activations of four values, TBN of three; LNS trains in two stages. Published values
 are top-1 accuracies; the paper does not say with which recipes the others were trained.
 
-Not here: BONN and RBCN, which this package does not have, and the two rows with ReActNet, 65.5 and
-66.0 %, which learn from a real ResNet-34 in two steps.
+Not here: BONN and RBCN, which this package does not have. The two rows with ReActNet, which is
+another network, are configs/sweeps/table5_reactnet.py.
 
 Budget: 17 runs of 256 epochs a seed, for machines with several GPUs; --only=fda,bireal_prelu trains
 the two that the section compares.

@@ -35,7 +35,8 @@ from fda_jax.layers.soft import LearnedDSQ
 
 ACTIVATION_LEVELS = ("sign", "unsigned")
 LNS_STAGES = ("sign", "mapping")
-ACTIVATIONS = ("binary", "real")
+ACTIVATIONS = WEIGHTS = ("binary", "real")
+REACTNET_SLOPES = ("bireal", "fourier")
 
 T = TypeVar("T")
 Row = Callable[..., "Method"]
@@ -83,7 +84,8 @@ def takes_noise(reading: str) -> Callable[[Row], Row]:
       reading: default of the knob `noise`.
 
     Returns:
-      A decorator of rows whose operands are a `Quantizer` each, unless noise is "none".
+      A decorator of rows whose operands are a `Quantizer` each, or one behind a shift, unless noise
+      is "none"; an operand that stays real has no module.
     """
 
     def decorate(row: Row) -> Row:
@@ -115,18 +117,16 @@ def takes_noise(reading: str) -> Callable[[Row], Row]:
                 weight_axis=noise_weight_axis,
                 activation_axis=noise_activation_axis,
             )
-            if not (
-                isinstance(method.weight, Quantizer) and isinstance(method.activation, Quantizer)
-            ):
+            try:
+                weight, activation = (
+                    _with_noise(operand, module) for operand in (method.weight, method.activation)
+                )
+            except TypeError:
                 raise ValueError(
                     f"noise is {noise!r}, but with {knobs} the method's quantizers are modules of "
                     "their own, which take no noise module: use noise='none', or other knobs"
-                )
-            return dataclasses.replace(
-                method,
-                weight=dataclasses.replace(method.weight, noise=module),
-                activation=dataclasses.replace(method.activation, noise=module),
-            )
+                ) from None
+            return dataclasses.replace(method, weight=weight, activation=activation)
 
         own = inspect.signature(row).parameters.values()
         added = list(inspect.signature(noisy, follow_wrapped=False).parameters.values())[:-1]
@@ -134,6 +134,18 @@ def takes_noise(reading: str) -> Callable[[Row], Row]:
         return noisy
 
     return decorate
+
+
+def _with_noise(
+    operand: Quantizer | nn.Module | None, noise: Noise
+) -> Quantizer | ShiftedSign | None:
+    if operand is None:
+        return None
+    if isinstance(operand, ShiftedSign):
+        return ShiftedSign(dataclasses.replace(operand.quantizer, noise=noise))
+    if isinstance(operand, Quantizer):
+        return dataclasses.replace(operand, noise=noise)
+    raise TypeError(operand)
 
 
 def full_precision() -> Method:
@@ -356,14 +368,36 @@ def bop(*, threshold: float = 1e-8, gamma: float = 1e-4, window: float = 1.0) ->
     )
 
 
-def reactnet(*, scale: str = "filter", scale_in_gradient: bool = True) -> Method:
+@takes_noise("none")
+def reactnet(
+    *,
+    scale: str = "filter",
+    scale_in_gradient: bool = True,
+    weights: str = "binary",
+    slope: str = "bireal",
+    omega: float = 0.1,
+    window: float = 1.0,
+    num_terms_start: int = 10,
+    num_terms_end: int = 19,
+) -> Method:
     """ReActNet (arXiv 2003.03488): Bi-Real Net with shifts before the sign and round a PReLU.
 
-    The weights and their gradient are `bireal`'s.
+    The weights and their gradient are `bireal`'s; with `weights` "real" it is the first of the
+    authors' two steps. With `slope` "fourier" and noise it is the lower starred row of FDA-BNN's
+    Table 5, which replaces the gradient of the sign alone.
     """
+    for name, value, choices in (("weights", weights, WEIGHTS), ("slope", slope, REACTNET_SLOPES)):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}: use one of {', '.join(choices)}")
+    wave = ops.Fourier(omega, window, num_terms_start, num_terms_end)
+    of_weights, of_activations = {
+        "bireal": (ops.ClippedSTE(), ops.ApproxSign()),
+        "fourier": (wave, wave),
+    }[slope]
+    binary = Quantizer(of_weights, scale, scale_in_gradient=scale_in_gradient)
     return Method(
-        weight=Quantizer(ops.ClippedSTE(), scale, scale_in_gradient=scale_in_gradient),
-        activation=ShiftedSign(),
+        weight=binary if weights == "binary" else None,
+        activation=ShiftedSign(Quantizer(of_activations)),
         nonlinearity="rprelu",
     )
 

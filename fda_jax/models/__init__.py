@@ -44,23 +44,25 @@ class ModelSpec:
     multiple: int = 1
 
 
+_RESNET18 = functools.partial(
+    ResNet,
+    stage_sizes=(2, 2, 2, 2),
+    widths=(64, 128, 256, 512),
+    convs_per_shortcut=1,
+    pooled_stem=True,
+    projection=True,
+    final_relu=False,
+)
 MODELS: Mapping[str, ModelSpec] = MappingProxyType(
     {
         "resnet8": ModelSpec(functools.partial(ResNet, stage_sizes=(1, 1, 1)), min_side=4),
         "resnet20": ModelSpec(ResNet, min_side=4),
         "resnet20_bireal": ModelSpec(functools.partial(ResNet, convs_per_shortcut=1), min_side=4),
-        "resnet18": ModelSpec(
-            functools.partial(
-                ResNet,
-                stage_sizes=(2, 2, 2, 2),
-                widths=(64, 128, 256, 512),
-                convs_per_shortcut=1,
-                pooled_stem=True,
-                projection=True,
-                final_relu=False,
-            ),
-            min_side=32,
+        "resnet18": ModelSpec(_RESNET18, min_side=32),
+        "resnet18_reactnet": ModelSpec(
+            functools.partial(_RESNET18, nonlinearity_last=True), min_side=32
         ),
+        "resnet34": ModelSpec(functools.partial(_RESNET18, stage_sizes=(3, 4, 6, 3)), min_side=32),
         "resnet_digits": ModelSpec(
             functools.partial(ResNet, stage_sizes=(1, 1), widths=(32, 64), convs_per_shortcut=1),
             min_side=2,

@@ -23,7 +23,8 @@ class ResNet(nn.Module):
     For ImageNet, Bi-Real Net's released code (`pooled_stem`, `projection`, no `final_relu`): stem
     conv7x7 with stride 2 -> BN -> max pooling 3x3 with stride 2; blocks; mean over pixels -> dense.
     FDA-BNN released no network for ImageNet. Its section 3.3 says Bi-Real Net + PReLU, but not
-    where PReLU stands: as in its ResNet-20, one slope a layer between convolution and BN.
+    where PReLU stands: as in its ResNet-20, one slope a layer between convolution and BN. In
+    ReActNet's released code it stands behind the sum (`nonlinearity_last`).
 
     Attributes:
       num_classes: number of logits.
@@ -36,6 +37,7 @@ class ResNet(nn.Module):
       projection: where width or image change, the shortcut is mean pooling -> real conv1x1 -> BN in
         place of option A.
       final_relu: ReLU before the mean over pixels.
+      nonlinearity_last: one behind the sum of each block in place of one behind each convolution.
       dtype: of the computation; parameters stay float32.
       axis_name: mapped axis over which batch statistics are averaged, or None.
     """
@@ -48,6 +50,7 @@ class ResNet(nn.Module):
     pooled_stem: bool = False
     projection: bool = False
     final_relu: bool = True
+    nonlinearity_last: bool = False
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
 
@@ -73,6 +76,7 @@ class ResNet(nn.Module):
                     norm=norm,
                     dtype=self.dtype,
                     projection=self.projection,
+                    nonlinearity_last=self.nonlinearity_last,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, train=train, progress=progress)
         x = jnp.mean(nn.relu(x) if self.final_relu else x, axis=(1, 2))
@@ -90,6 +94,7 @@ class Block(nn.Module):
       norm: makes a batch normalisation from a name.
       dtype: of the computation.
       projection: as of `ResNet`.
+      nonlinearity_last: likewise.
     """
 
     features: int
@@ -99,6 +104,7 @@ class Block(nn.Module):
     norm: Callable[..., nn.Module]
     dtype: jnp.dtype = jnp.float32
     projection: bool = False
+    nonlinearity_last: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
@@ -113,9 +119,14 @@ class Block(nn.Module):
                 name=f"conv{i + 1}",
             )
             x = conv(x, train=train, progress=progress)
-            x = nonlinearity(self.method.nonlinearity, i + 1, default="prelu")(x)
+            if not self.nonlinearity_last:
+                x = self._nonlinearity(i + 1)(x)
             x = self.norm(name=f"norm{i + 1}")(x)
-        return x + shortcut
+        x = x + shortcut
+        return self._nonlinearity(1)(x) if self.nonlinearity_last else x
+
+    def _nonlinearity(self, index: int) -> nn.Module:
+        return nonlinearity(self.method.nonlinearity, index, default="prelu")
 
     def _shortcut(self, x: jax.Array) -> jax.Array:
         if not self.projection:

@@ -156,11 +156,13 @@ PUBLISHED = {
         *(69.6, 55.6, 52.5, 42.2, 51.2, 42.7, 56.4, 59.0, 54.2),
         *(59.4, 59.6, 57.3, 53.6, 58.1, 58.1, 59.9, 60.2),
     ],
+    "table5_reactnet": [65.5, 66.0],
     "table5_alexnet": [56.6, 43.6, 41.2, 44.2, 44.4, 46.2],
 }
 NETWORKS = {
     "table1_vgg_small": "vgg_small",
     "table5_resnet18": "resnet18",
+    "table5_reactnet": "resnet18_reactnet",
     "table5_alexnet": "alexnet",
 }
 
@@ -175,8 +177,11 @@ def test_a_sweep_is_of_one_network_and_the_whole_recipe_and_shows_what_the_paper
         return
     assert network == NETWORKS.get(path.stem, "resnet20")
     recipes = [{**config["train"], **config["optimizer"]} for config in asked.configs.values()]
-    whole = {"resnet18": (256, 1.0, 512), "alexnet": (55, 1.0, 512)}.get(network, (400, 1.0, 128))
-    rates = (1e-3, 0.0) if network in ("resnet18", "alexnet") else (0.1, 1e-4)
+    whole, rates = {
+        "resnet18": ((256, 1.0, 512), (1e-3, 0.0)),
+        "resnet18_reactnet": ((256, 1.0, 512), (2.5e-3, 1e-5)),
+        "alexnet": ((55, 1.0, 512), (1e-3, 0.0)),
+    }.get(network, ((400, 1.0, 128), (0.1, 1e-4)))
     for recipe in recipes:
         assert (recipe["epochs"], recipe["budget"], recipe["batch_size"]) == whole
         assert (recipe["learning_rate"], recipe["weight_decay"]) == rates

@@ -38,6 +38,7 @@ CASES = {
     "abc_net of 3 bases": make_method("abc_net", weight_bases=3, activation_bases=3),
     "dorefa of 2 bits": make_method("dorefa", weight_bits=2, activation_bits=2),
     "dsq learnable": make_method("dsq", learnable=True),
+    "reactnet with fda's gradient": make_method("reactnet", slope="fourier", noise="forward"),
 }
 # Half of the time of these tests is XLA's; what it would win in speed is not used.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

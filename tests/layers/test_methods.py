@@ -57,7 +57,7 @@ ROWS = {
     ),
     "bop": Method(Quantizer(SIGN), Quantizer(CLIP), latent_rule=ops.Bop(1e-8, gamma=1e-4)),
     "reactnet": Method(
-        Quantizer(CLIP, "filter"), ShiftedSign(ops.ApproxSign()), nonlinearity="rprelu"
+        Quantizer(CLIP, "filter"), ShiftedSign(Quantizer(ops.ApproxSign())), nonlinearity="rprelu"
     ),
     "reste": Method(Quantizer(ROOT, "layer", scale_gradient=True), Quantizer(ROOT)),
     "fda": Method(
@@ -195,6 +195,20 @@ def test_the_noise_module_stands_on_other_estimators_too(name: str) -> None:
     knobs = {"noise_scale": 0.7, "noise_shortcut": "linear", "noise_shortcut_slope": 0.4}
     noisy = make_method(name, noise="backward", noise_reduction=8, **knobs)
     assert noisy.weight.noise == Noise(0.7, "linear", 0.4, 8, "backward")
+
+
+def test_fdas_gradient_in_reactnet_is_that_of_fda_behind_the_shift() -> None:
+    method, fda = make_method("reactnet", slope="fourier", noise="forward"), make_method("fda")
+    assert method.activation == ShiftedSign(fda.activation)
+    assert method.weight == dataclasses.replace(fda.weight, scale="filter", scale_in_gradient=True)
+    # Nothing else is another than ReActNet's own.
+    own = make_method("reactnet")
+    assert method == dataclasses.replace(own, weight=method.weight, activation=method.activation)
+    first = make_method("reactnet", slope="fourier", noise="forward", weights="real")
+    assert first == dataclasses.replace(method, weight=None)
+    for knobs in ({"slope": "ste"}, {"weights": "signs"}):
+        with pytest.raises(ValueError, match="use one of"):
+            make_method("reactnet", **knobs)
 
 
 def test_the_sine_module_alone_has_no_noise() -> None:

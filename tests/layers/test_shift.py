@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from fda_jax import ops
+from fda_jax.layers.methods import make_method
+from fda_jax.layers.quantizers import ActivationQuantizer, Quantizer
 from fda_jax.layers.shift import ShiftedSign
 
 A = np.random.default_rng(0).normal(size=(2, 3, 3, 4)).astype(np.float32)
@@ -27,10 +29,27 @@ def test_the_sign_is_taken_of_the_shifted_activation_and_so_is_the_slope() -> No
     np.testing.assert_allclose(of_shift, expected.sum((0, 1, 2)), rtol=0, atol=1e-4)
 
 
+def test_a_noise_module_sees_the_shifted_activation_and_is_gone_at_inference() -> None:
+    quantizer = make_method("fda").activation
+    module, plain = ShiftedSign(quantizer), ActivationQuantizer(quantizer)
+    variables = module.init(jax.random.key(0), A, train=True, progress=0.3)
+    noise = variables["params"]["sign"]
+    moved = {"params": {"shift": SHIFT, "sign": noise}}
+    for train in (True, False):
+        given = {"train": train, "progress": 0.3}
+        value, pullback = jax.vjp(lambda a, given=given: module.apply(moved, a, **given), A)
+        wanted, its = jax.vjp(
+            lambda a, given=given: plain.apply({"params": noise}, a, **given), A + SHIFT
+        )
+        np.testing.assert_array_equal(value, wanted)
+        np.testing.assert_allclose(pullback(A)[0], its(A)[0], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(value, ops.sign(A + SHIFT))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_before_training_it_is_the_estimator_alone(dtype) -> None:
     a = jnp.asarray(A, dtype)
-    module = ShiftedSign(ops.ClippedSTE())
+    module = ShiftedSign(Quantizer(ops.ClippedSTE()))
     value, variables = module.init_with_output(jax.random.key(0), a, train=False, progress=1.0)
     assert value.dtype == dtype
     np.testing.assert_array_equal(value.astype(jnp.float32), ops.sign(a).astype(jnp.float32))

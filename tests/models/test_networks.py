@@ -69,7 +69,14 @@ def norm(x: np.ndarray, params, statistics) -> np.ndarray:
     return scaled * params["scale"] + params["bias"]
 
 
-def block(x: np.ndarray, params, statistics, convs: int, stride: int, features: int) -> np.ndarray:
+def prelu(x: np.ndarray, params) -> np.ndarray:
+    return np.where(x > 0, x, params["negative_slope"] * x)
+
+
+def block(
+    x: np.ndarray, params, statistics, convs: int, stride: int, features: int, *, last: bool = False
+) -> np.ndarray:
+    """A block, with a nonlinearity behind each convolution or, at `last`, behind the sum."""
     new = features - x.shape[-1]
     if "shortcut" in params:
         shortcut = windows(x, 2, 2, np.nan, lambda values: np.nanmean(values, (1, 2)))
@@ -79,9 +86,9 @@ def block(x: np.ndarray, params, statistics, convs: int, stride: int, features: 
         shortcut = np.pad(x[:, ::stride, ::stride], [(0, 0)] * 3 + [(new // 2, new - new // 2)])
     for i in range(1, convs + 1):
         x = binary_conv(x, params[f"conv{i}"], stride if i == 1 else 1)
-        x = np.where(x > 0, x, params[f"prelu{i}"]["negative_slope"] * x)
+        x = x if last else prelu(x, params[f"prelu{i}"])
         x = norm(x, params[f"norm{i}"], statistics[f"norm{i}"])
-    return x + shortcut
+    return prelu(x + shortcut, params["prelu1"]) if last else x + shortcut
 
 
 @pytest.mark.parametrize("convs", [1, 2])
@@ -104,9 +111,14 @@ def test_a_residual_network_is_its_layout_in_numpy(convs: int) -> None:
     )
 
 
-@pytest.mark.parametrize(("height", "width"), [(32, 48), (37, 33)])
-def test_the_network_of_imagenet_is_its_layout_in_numpy(height: int, width: int) -> None:
-    model = build("resnet18", num_classes=4, method=STE).clone(
+@pytest.mark.parametrize(
+    ("network", "height", "width"),
+    [("resnet18", 32, 48), ("resnet18", 37, 33), ("resnet18_reactnet", 32, 48)],
+)
+def test_the_network_of_imagenet_is_its_layout_in_numpy(
+    network: str, height: int, width: int
+) -> None:
+    model = build(network, num_classes=4, method=STE).clone(
         stage_sizes=(1, 1, 1, 1), widths=(2, 3, 4, 6)
     )
     images = normal(2, height, width, 3)
@@ -122,7 +134,8 @@ def test_the_network_of_imagenet_is_its_layout_in_numpy(height: int, width: int)
             name = f"stage{stage}_block{number}"
             changes = stage > 1 and number == 1
             assert ("shortcut" in params[name]) == changes
-            x = block(x, params[name], statistics[name], 1, 2 if changes else 1, features)
+            stride, last = 2 if changes else 1, network == "resnet18_reactnet"
+            x = block(x, params[name], statistics[name], 1, stride, features, last=last)
     # 1/32 of the image, rounded up.
     assert x.shape[1:3] == (-(-height // 32), -(-width // 32))
     logits = x.mean((1, 2)) @ params["classifier"]["kernel"] + params["classifier"]["bias"]
@@ -136,6 +149,7 @@ def test_the_network_of_imagenet_is_its_layout_in_numpy(height: int, width: int)
     ("name", "sizes"),
     [  # narrower noise modules have a single unit, which may be dead
         ("resnet18", {"stage_sizes": (1, 1, 1, 1), "widths": (16, 8, 12, 16)}),
+        ("resnet18_reactnet", {"stage_sizes": (1, 1), "widths": (16, 8)}),
         ("alexnet", {"widths": (16, 8, 12, 16, 16), "units": (16, 16)}),
     ],
 )

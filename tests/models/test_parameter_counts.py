@@ -20,16 +20,18 @@ RESNET20 = (
     CIFAR,
 )
 RESNET8 = ([(16, 16)] * 2 + [(16, 32), (32, 32), (32, 64), (64, 64)], CIFAR)
-RESNET18 = (
-    [(64, 64)] * 4
-    + [(64, 128)]
-    + [(128, 128)] * 3
-    + [(128, 256)]
-    + [(256, 256)] * 3
-    + [(256, 512)]
-    + [(512, 512)] * 3,
-    IMAGENET,
-)
+
+
+def resnet_of_imagenet(*convs: int) -> tuple:
+    """Layers of a network with so many convolutions in each of the four stages."""
+    widths = (64, 128, 256, 512)
+    wider = zip((64, *widths), widths, convs, strict=False)
+    stages = ([(before, width)] + [(width, width)] * (size - 1) for before, width, size in wider)
+    return [layer for stage in stages for layer in stage], IMAGENET
+
+
+RESNET18 = resnet_of_imagenet(4, 4, 4, 4)
+RESNET34 = resnet_of_imagenet(6, 8, 12, 6)
 RESNET_DIGITS = ([(32, 32)] * 2 + [(32, 64), (64, 64)], DIGITS)
 VGG_SMALL = ([(128, 128), (128, 256), (256, 256), (256, 512), (512, 512)], CIFAR)
 ALEXNET = (
@@ -37,12 +39,15 @@ ALEXNET = (
     IMAGENET,
 )
 TAPS = {"alexnet": [25, 9, 9, 9, 1, 1]}
-STEM_TAPS = {"resnet18": 49, "alexnet": 121}
+OF_IMAGENET = ("resnet18", "resnet18_reactnet", "resnet34")
+STEM_TAPS = {**dict.fromkeys(OF_IMAGENET, 49), "alexnet": 121}
 LAYERS = {
     "resnet8": RESNET8,
     "resnet20": RESNET20,
     "resnet20_bireal": RESNET20,
     "resnet18": RESNET18,
+    "resnet18_reactnet": RESNET18,
+    "resnet34": RESNET34,
     "resnet_digits": RESNET_DIGITS,
     "vgg_small": VGG_SMALL,
     "alexnet": ALEXNET,
@@ -53,6 +58,8 @@ TABLE = {
     "resnet20": (267_264, 2_476, 74_304),
     "resnet20_bireal": (267_264, 2_476, 74_304),
     "resnet18": (10_985_472, 704_056, 2_907_392),
+    "resnet18_reactnet": (10_985_472, 704_056, 2_907_392),
+    "resnet34": (21_086_208, 711_496, 5_783_296),
     "resnet_digits": (73_728, 1_390, 18_944),
     "vgg_small": (4_571_136, 88_970, 1_091_584),
     "alexnet": (58_236_928, 4_151_176, 7_458_432),
@@ -83,7 +90,7 @@ def by_arithmetic(name: str) -> tuple[int, int, int]:
     else:
         # One PReLU slope a convolution; the classifier sees the mean over pixels.
         real += len(convs) + last * classes + classes
-    if name == "resnet18":
+    if name in OF_IMAGENET:
         # A projection, a convolution of one pixel and its normalisation, where the width changes.
         real += sum(c_in * c_out + 2 * c_out for c_in, c_out in convs if c_in != c_out)
 
@@ -116,10 +123,16 @@ def test_parameter_counts_are_exact(name: str, method: str) -> None:
     assert count_parameters(shapes(name, method)) == expected[method]
 
 
-def test_resnet18_has_as_many_weights_as_the_real_one_and_a_slope_a_convolution() -> None:
-    # torchvision's documentation gives its resnet18 11,689,512 parameters.
-    count = count_parameters(shapes("resnet18", "ste"))
-    assert count.binary + count.real == 11_689_512 + 16
+@pytest.mark.parametrize(
+    # As torchvision's documentation gives them.
+    ("name", "weights", "convs"),
+    [("resnet18", 11_689_512, 16), ("resnet34", 21_797_672, 32)],
+)
+def test_a_resnet_has_as_many_weights_as_the_real_one_and_a_slope_a_convolution(
+    name: str, weights: int, convs: int
+) -> None:
+    count = count_parameters(shapes(name, "ste"))
+    assert count.binary + count.real == weights + convs
 
 
 def test_alexnet_has_as_many_weights_as_another_librarys() -> None:
@@ -151,7 +164,7 @@ def test_the_first_and_the_last_layer_are_real(name: str) -> None:
     # Nothing but them and the projections of shortcuts is a real convolution or matrix.
     others = {k: v for k, v in labels.items() if k not in ("stem", "classifier")}
     projections = [block["shortcut"] for block in others.values() if "shortcut" in block]
-    assert projections == [{"kernel": "real"}] * (3 if name == "resnet18" else 0)
+    assert projections == [{"kernel": "real"}] * (3 if name in OF_IMAGENET else 0)
     assert jax.tree.leaves(others).count("real") == len(projections)
     assert jax.tree.leaves(others).count("binary") == len(LAYERS[name][0])
 
