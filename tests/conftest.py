@@ -11,10 +11,12 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit what is set here
     # XLA takes longer to optimise most programs of the tests than these take to run.
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-    # One folder for both workers and the processes that tests start; no other session sees it.
-    PROGRAMS = tempfile.mkdtemp(prefix="fda_jax_programs_")
-    atexit.register(shutil.rmtree, PROGRAMS, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
+    # One folder for both workers and the processes that tests start; no other session sees it, but
+    # those of a CI run, which names one for all of them.
+    if "FDA_JAX_TEST_PROGRAMS" not in os.environ:
+        os.environ["FDA_JAX_TEST_PROGRAMS"] = tempfile.mkdtemp(prefix="fda_jax_programs_")
+        atexit.register(shutil.rmtree, os.environ["FDA_JAX_TEST_PROGRAMS"], ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["FDA_JAX_TEST_PROGRAMS"]
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
