@@ -70,6 +70,7 @@ def test_evaluation_of_the_checkpoint_gives_the_accuracy_that_training_gave(whol
     assert experiment.evaluate(small_config(), folder) == answers
 
 
+@pytest.mark.slow
 def test_top5_answers_are_counted_where_there_are_many_classes(
     tmp_path, monkeypatch, capsys, whole
 ):

@@ -199,6 +199,7 @@ def overfitted():
     return losses, first
 
 
+@pytest.mark.slow
 def test_it_overfits_a_batch() -> None:
     losses, _ = overfitted()
     assert losses[0] > 0.7

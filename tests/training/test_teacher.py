@@ -40,7 +40,7 @@ def test_at_a_high_temperature_the_gradient_is_the_difference_of_logits_over_the
     np.testing.assert_allclose(gradient, (ours - theirs) / 3, atol=3e-3)
 
 
-@pytest.fixture(scope="module")
+@functools.cache
 def examples():
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (8, *SHAPE), dtype=np.uint8)
@@ -55,33 +55,37 @@ def taught(weight, temperature=2.0):
     return Teacher(Tiny(), weight, temperature), variables
 
 
-def gradient(examples, teacher=None, knowledge=None):
+@functools.cache
+def gradient(weight=None):
+    """Loss, logits, losses and gradient of a step, with a teacher of this weight if any."""
     model, state = start(method="ste")
+    teacher, knowledge = (None, None) if weight is None else taught(weight)
     settings = {"total_steps": 10, "label_smoothing": 0.0, "axis_name": None, "teacher": teacher}
     step = jax.jit(loss_and_gradient(model, PREPROCESSING, **settings))
-    (loss, (logits, losses, _)), grads = step(state, examples, KEY, knowledge)
+    (loss, (logits, losses, _)), grads = step(state, examples(), KEY, knowledge)
     return float(loss), np.asarray(logits), np.asarray(losses), grads["conv"]["latent_kernel"]
 
 
-def test_the_loss_and_its_gradient_are_the_weighted_means_of_labels_and_teacher(examples):
-    label, only, both = (gradient(examples, *given) for given in ((), taught(1.0), taught(0.25)))
+def test_the_loss_and_its_gradient_are_the_weighted_means_of_labels_and_teacher():
+    label, only, both = (gradient(weight) for weight in (None, 1.0, 0.25))
     np.testing.assert_array_equal(label[1], both[1])
     for alone, by_teacher, mixed in ((label[i], only[i], both[i]) for i in (0, 2, 3)):
         np.testing.assert_allclose(mixed, 0.75 * alone + 0.25 * by_teacher, rtol=1e-4, atol=1e-6)
     assert np.max(np.abs(only[3] - label[3])) > 1e-3
 
 
-def test_the_teacher_sees_the_augmented_images_of_the_step_and_answers_by_inference(examples):
-    teacher, knowledge = taught(1.0)
-    _, logits, losses, _ = gradient(examples, teacher, knowledge)
-    images = PREPROCESSING.train(examples.images, KEY, jnp.arange(8))
+def test_the_teacher_sees_the_augmented_images_of_the_step_and_answers_by_inference():
+    _, knowledge = taught(1.0)
+    _, logits, losses, _ = gradient(1.0)
+    images = PREPROCESSING.train(examples().images, KEY, jnp.arange(8))
     wanted = Tiny().apply(knowledge, images, train=False, progress=1.0)
     np.testing.assert_allclose(
         losses, distillation(jnp.array(logits), wanted, temperature=2.0), rtol=1e-4, atol=1e-6
     )
 
 
-def test_what_a_look_changes_in_the_network_leaves_a_teacher_of_the_same_layers_alone(examples):
+@pytest.mark.slow
+def test_what_a_look_changes_in_the_network_leaves_a_teacher_of_the_same_layers_alone():
     """The probes flip weights of layers by name; the teacher has layers of these names, too."""
     plain = Preprocessing(PREPROCESSING.mean, PREPROCESSING.std, crop_px=0, flip=False)
     optimizer = optax.sgd(0.1)
@@ -89,17 +93,17 @@ def test_what_a_look_changes_in_the_network_leaves_a_teacher_of_the_same_layers_
     state = state.replace(opt_state=optimizer.init(state.params))
     teacher, knowledge = taught(1.0)
     settings = {"total_steps": 10, "teacher": teacher}
-    given = (state, examples.images, examples.labels, jnp.arange(8)[None], KEY)
+    given = (state, examples().images, examples().labels, jnp.arange(8)[None], KEY)
     update = make_update(optimizer, ema_decay=0.0)
     diagnose = diagnostics.make_diagnosis(model, update, plain, **settings)
     found, slopes = jax.jit(diagnose)(*given, knowledge)
     one = loss_and_gradient(model, plain, label_smoothing=0.0, axis_name=None, **settings)
-    (loss, _), _ = jax.jit(one)(state, examples, KEY, knowledge)
+    (loss, _), _ = jax.jit(one)(state, examples(), KEY, knowledge)
     np.testing.assert_allclose(found.loss, loss, rtol=1e-5)
 
     probe = diagnostics.make_probe(model, plain, flipped_share=0.5, **settings)
     measured, _ = jax.jit(probe)(*given, slopes, jax.random.key(2), knowledge)
-    images = plain.train(examples.images, KEY, jnp.arange(8))
+    images = plain.train(examples().images, KEY, jnp.arange(8))
     answers = teacher.logits(knowledge, images)
 
     @jax.jit
