@@ -102,19 +102,23 @@ def opened(
         return
     if folder.latest_checkpoint() is None:
         raise WorkdirError(f"the folder {folder.path} has no checkpoint yet: train it first")
-    experiment = setup.build(_here(settings, data_dir), dataset=dataset)
+    experiment = setup.build(_here(settings, data_dir, dataset), dataset=dataset)
     folder.claim_data(experiment.dataset.facts(), ("classes",))
     with contextlib.closing(Checkpoints(folder.checkpoints)) as checkpoints:
         yield SavedRun(settings, experiment, checkpoints)
 
 
-def _here(settings: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:
-    """A configuration for evaluation on the devices that there are: batches that these divide, and
-    the data where they lie."""
+def _here(
+    settings: Mapping[str, Any], data_dir: str | None, dataset: data.Dataset | None
+) -> dict[str, Any]:
+    """A configuration for evaluation on the devices and data that there are: batches that these
+    divide and fill, and the data where they lie."""
     count = jax.device_count()
     here: dict[str, Any] = dict(settings)
     for group in ("train", "eval"):
         size = here[group]["batch_size"]
+        if dataset is not None:
+            size = min(size, len(dataset.train))
         here[group] = {**here[group], "batch_size": max(count, size - size % count)}
     if data_dir is not None:
         here["data"] = {**here["data"], "dir": data_dir}

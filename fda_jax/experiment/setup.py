@@ -13,7 +13,7 @@ import optax
 
 from fda_jax import data, models
 from fda_jax.experiment import budget
-from fda_jax.experiment.folder import LATER_KEYS, leaves
+from fda_jax.experiment.folder import leaves
 from fda_jax.layers import Method, lookup, make_method
 from fda_jax.training import devices
 from fda_jax.training.flips import Signs, make_signs
@@ -159,26 +159,25 @@ def build(
         ema_decay=ema_decay,
         signs=make_signs(model, dataset.image_shape_hwc) if config["eval"]["flips"] else None,
         probes=probes,
-        teacher_run=_check_teacher(**{key: config["train"][key] for key in LATER_KEYS}),
+        teacher_run=_check_teacher(config["train"]),
     )
 
 
-def _check_teacher(*, teacher: str, teacher_weight: float, teacher_temperature: float) -> str:
+def _check_teacher(train: Mapping[str, Any]) -> str:
     """The folder of a teacher, its settings checked."""
+    teacher, weight, temperature = (train[f"teacher{of}"] for of in ("", "_weight", "_temperature"))
     if not isinstance(teacher, str):
         raise ConfigError(
             f"train.teacher is {teacher!r}: set --config.train.teacher to the folder of a finished "
             'run, or to ""'
         )
     require(
-        0 < teacher_weight <= 1,
+        0 < weight <= 1,
         "train.teacher_weight",
-        teacher_weight,
+        weight,
         'must lie in (0, 1]; without a teacher train.teacher is ""',
     )
-    require(
-        teacher_temperature > 0, "train.teacher_temperature", teacher_temperature, "must be above 0"
-    )
+    require(temperature > 0, "train.teacher_temperature", temperature, "must be above 0")
     return teacher
 
 

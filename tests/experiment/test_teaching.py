@@ -39,6 +39,10 @@ def test_the_teacher_is_the_network_of_the_last_checkpoint_of_the_run_beside(tau
         chex.assert_trees_all_equal(engaged.knowledge, real.last().inference_variables())
         assert engaged.teacher.model == real.experiment.model.clone(axis_name=None)
     assert (engaged.teacher.weight, engaged.teacher.temperature) == (0.5, 1.0)
+    # Fewer examples than the teacher has seen in a step.
+    config = taught_config(**{"data.limit": 100, "train.batch_size": 20})
+    few = teaching.engage(setup.build(config), config, taught)
+    chex.assert_trees_all_equal(few.knowledge, engaged.knowledge)
 
 
 def test_a_run_without_its_teacher_learns_something_else(taught, tmp_path):
