@@ -146,7 +146,7 @@ def _draw_group(row: SubFigure, group: Group) -> None:
     row.suptitle(group.title, fontweight="bold")
     accuracy, loss = row.subplots(1, 2)
     tidy(accuracy, title="Test accuracy", x="epoch", y="accuracy (%)")
-    tidy(loss, title="Training loss", x="epoch", y="mean cross-entropy (nats)")
+    tidy(loss, title="Training loss", x="epoch", y="mean loss (nats)")
     lines = []
     for number, configuration in enumerate(group.configurations):
         marker = _MARKERS[number // len(COLOURS) % len(_MARKERS)]

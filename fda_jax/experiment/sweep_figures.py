@@ -58,7 +58,7 @@ class Kind(NamedTuple):
 
 
 ACCURACY = Kind("Test accuracy", "accuracy (%)", lambda run: run.accuracy_curve, 100.0)
-LOSS = Kind("Training loss", "mean cross-entropy (nats)", lambda run: run.loss_curve)
+LOSS = Kind("Training loss", "mean loss (nats)", lambda run: run.loss_curve)
 FLIPS = Kind(
     "Flips of binary weights",
     "other sign than an epoch before (%)",
