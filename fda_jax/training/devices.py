@@ -47,6 +47,8 @@ def replicate(tree: Any) -> Any:
     Doing so once before the first call keeps that call from being compiled for another layout
     than the later ones.
     """
+    if not jax.tree.leaves(tree):
+        return tree  # with several processes pmap cannot return nothing
     # The leading axis is what makes pmap run; the tree itself is the same for every device.
     return _copy()(tree, np.zeros((jax.local_device_count(),), np.int32))
 
