@@ -79,8 +79,9 @@ class Quantizer:
       noise: settings of the noise adaptation module, or None.
       normalize: (x, progress) -> array of x's shape, applied first; None for x itself.
       scale_gradient: whether the gradient flows through the scale's dependence on the weights.
-      scale_in_gradient: whether the scale multiplies the gradient of the weights, as the chain rule
-        has it; False leaves it out, as DoReFa-Net does (arXiv 1606.06160, Eq. 8).
+      scale_in_gradient: whether the scale multiplies the gradient of the latent weights, as the
+        chain rule has it; False leaves it out, as DoReFa-Net does (arXiv 1606.06160, Eq. 8). The
+        noise module's parameters are differentiated exactly in either case.
       penalty: (x, progress) -> scalar of the latent x, added to the training loss; None for none.
 
     Raises:
@@ -222,18 +223,27 @@ class WeightQuantizer(nn.Module):
             sow_penalty(self, quantizer.penalty, w, progress)
         w = _normalized(quantizer, w, progress)
         binary = ops.binarize(w, quantizer.estimator, progress)
+        if quantizer.scale == "learned":
+            scale = self.param("scale", lambda _: weight_scale(w, "filter"))
+        else:
+            scale = weight_scale(w, quantizer.scale)
+        left_out = not quantizer.scale_in_gradient
         noise = quantizer.noise
         if noise is not None and train:
-            flat = w.reshape(-1, w.shape[-1]) if noise.weight_axis == "filter" else w
+            # What is left out of the latent weights' gradient stays in that of the module's own
+            # parameters: Eqs. 16 and 17 are derivatives.
+            t = _gradient_times(w, 1 / jnp.where(scale > 0, scale, 1)) if left_out else w
+            flat = t.reshape(-1, t.shape[-1]) if noise.weight_axis == "filter" else t
             module = NoiseAdaptation(noise, name="noise")
             estimate = jnp.swapaxes(module(jnp.swapaxes(flat, -1, -2), progress), -1, -2)
-            binary = _add(binary, estimate.reshape(w.shape), noise)
-        if quantizer.scale == "learned":
-            return binary * self.param("scale", lambda _: weight_scale(w, "filter"))
-        scale = weight_scale(w, quantizer.scale)
-        if not quantizer.scale_in_gradient:
+            estimate = estimate.reshape(w.shape)
+            if left_out:
+                estimate = _gradient_times(estimate, scale)
+            binary = _add(binary, estimate, noise)
+        if left_out:
             return _scaled_forward(binary, scale)
-        return binary * (scale if quantizer.scale_gradient else jax.lax.stop_gradient(scale))
+        differentiated = quantizer.scale_gradient or quantizer.scale == "learned"
+        return binary * (scale if differentiated else jax.lax.stop_gradient(scale))
 
 
 @jax.custom_vjp
@@ -245,6 +255,18 @@ def _scaled_forward(binary: jax.Array, scale: jax.Array) -> jax.Array:
 _scaled_forward.defvjp(
     lambda binary, scale: (binary * scale, scale),
     lambda scale, g: (g, jnp.zeros_like(scale)),
+)
+
+
+@jax.custom_vjp
+def _gradient_times(x: jax.Array, factor: jax.Array) -> jax.Array:
+    """Return x, whose gradient is multiplied by a factor that broadcasts against it."""
+    return x
+
+
+_gradient_times.defvjp(
+    lambda x, factor: (x, factor),
+    lambda factor, g: (g * factor, jnp.zeros_like(factor)),
 )
 
 

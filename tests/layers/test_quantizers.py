@@ -293,7 +293,8 @@ def test_settings_out_of_range_are_refused_with_the_value_and_the_remedy(make, m
 @pytest.mark.parametrize("noise", [None, NOISE])
 @pytest.mark.parametrize("scale", ["layer", "filter", "power_of_two"])
 def test_a_scale_outside_of_the_gradient_is_in_the_weights_and_nowhere_else(scale, noise):
-    """DoReFa-Net, Eqs. 7 and 8: the same weights, the gradient of the signs before the scale."""
+    """DoReFa-Net, Eqs. 7 and 8: the same weights, the latents' gradient of the signs before the
+    scale; that of the module's parameters [FDA Eqs. 16, 17] is what it is with the scale in."""
     w = jax.random.normal(KEY, (3, 3, 4, 5))
     g = jax.random.normal(jax.random.key(1), w.shape)
     made = {
@@ -316,7 +317,52 @@ def test_a_scale_outside_of_the_gradient_is_in_the_weights_and_nowhere_else(scal
 
     inside, outside, none = (values(made[name]) for name in ("inside", "outside", "none"))
     np.testing.assert_array_equal(outside[0], inside[0])
-    chex.assert_trees_all_equal(outside[1], none[1])
+    parameters, latents = outside[1]
+    if noise is None:
+        np.testing.assert_array_equal(latents, none[1][1])
+    else:
+        np.testing.assert_allclose(latents, none[1][1], rtol=1e-5, atol=1e-6)
+        assert all(leaf.any() for leaf in jax.tree.leaves(parameters))
+    chex.assert_trees_all_close(parameters, inside[1][0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", ["layer", "filter"])
+@pytest.mark.parametrize("scale_in_gradient", [True, False])
+@pytest.mark.parametrize("axis", ["filter", "channels"])
+def test_the_modules_parameters_get_the_derivative_of_the_weights(scale, scale_in_gradient, axis):
+    """Against differences of the weights themselves."""
+    noise = Noise(weight_axis=axis, reduction=2)
+    module = WeightQuantizer(
+        Quantizer(RULE, scale, noise=noise, scale_in_gradient=scale_in_gradient)
+    )
+    w = 0.1 * jax.random.normal(KEY, (2, 2, 4, 3))
+    g = jax.random.normal(jax.random.key(1), w.shape)
+    params = module.init(KEY, w, train=True, progress=0.25)["params"]
+    towards = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape), params)
+
+    def loss(step):
+        moved = jax.tree.map(lambda a, d: a + step * d, params, towards)
+        weights = module.apply({"params": moved}, w, train=True, progress=0.25)
+        return jnp.sum(weights * g)
+
+    derivative = jax.grad(loss)(0.0)
+    step = 1e-2
+    difference = (float(loss(step)) - float(loss(-step))) / (2 * step)
+    assert abs(difference) > 1e-3
+    np.testing.assert_allclose(derivative, difference, rtol=2e-2)
+
+
+def test_a_filter_of_zeros_has_a_gradient_and_a_finite_one():
+    module = WeightQuantizer(Quantizer(RULE, "filter", noise=NOISE, scale_in_gradient=False))
+    w = jnp.zeros((1, 1, 4, 2)).at[..., 1].set(0.3)
+    variables = module.init(KEY, w, train=True, progress=PROGRESS)
+
+    def weights(w):
+        return module.apply(variables, w, train=True, progress=PROGRESS)
+
+    (gradient,) = jax.vjp(weights, w)[1](jnp.ones_like(w))
+    assert np.isfinite(gradient).all()
+    assert gradient[..., 0].all()
 
 
 @pytest.mark.parametrize("knobs", [{"scale": "learned"}, {"scale_gradient": True}])
