@@ -59,11 +59,28 @@ class Scaled(torch.autograd.Function):
         return g, None
 
 
-class _PReLU(torch.autograd.Function):
-    """max(x, 0) + slope min(x, 0); the library's own makes a slope's gradient for every pixel.
+class GradientTimes(torch.autograd.Function):
+    """x itself; backward multiplied by a scale, which the noise module of weights is to see."""
 
-    At exactly 0, where fda_jax has the slope 1, PyTorch has that of min(x, 0).
-    """
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        """X."""
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Keep the scale."""
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        """Multiply by it."""
+        (scale,) = ctx.saved_tensors
+        return g * scale, None
+
+
+class _PReLU(torch.autograd.Function):
+    """max(x, 0) + slope min(x, 0); the library's own makes a slope's gradient for every pixel."""
 
     @staticmethod
     def forward(x: Tensor, slope: Tensor) -> Tensor:
@@ -246,7 +263,7 @@ class _Layers:
     def binary_conv(self, x: Tensor, name: str, stride: int = 1) -> Tensor:
         w = self._params[f"{name}/latent_kernel"]
         scale = w.detach().abs().mean()
-        signs = self._binarize_filters(w, f"{name}/weight/noise")
+        signs = self._binarize_filters(w, f"{name}/weight/noise", scale)
         return functional.conv2d(
             self._binarize(x, f"{name}/activation/noise"),
             Scaled.apply(signs, scale),
@@ -264,15 +281,17 @@ class _Layers:
         noisy = self._noisy(pixels.reshape(-1, pixels.shape[-1]), noise)
         return noisy.reshape(pixels.shape).permute(0, 3, 1, 2)
 
-    def _binarize_filters(self, w: Tensor, noise: str) -> Tensor:
+    def _binarize_filters(self, w: Tensor, noise: str, scale: Tensor) -> Tensor:
         if self._method == "ste":
             return _Binarize.apply(w)
         filters = w.permute(0, 2, 3, 1)
-        noisy = self._noisy(filters.reshape(len(w), -1), noise)
+        noisy = self._noisy(filters.reshape(len(w), -1), noise, scale)
         return noisy.reshape(filters.shape).permute(0, 3, 1, 2)
 
-    def _noisy(self, rows: Tensor, noise: str) -> Tensor:
+    def _noisy(self, rows: Tensor, noise: str, scale: Tensor | None = None) -> Tensor:
         w1, w2 = self._params[f"{noise}/w1"], self._params[f"{noise}/w2"]
+        if scale is not None:
+            w1, w2 = GradientTimes.apply(w1, scale), GradientTimes.apply(w2, scale)
         return _NoisyBinarize.apply(rows, w1, w2, self._alpha, self._terms)
 
 

@@ -449,9 +449,15 @@ def fda_with_noise(reading: str) -> Quantize:
         noisy_a = fourier_sign(pixels, progress) + noise(pixels, "activation", params, progress)
         # A filter is flattened in the order (height, width, in).
         filters = w.permute(0, 2, 3, 1)
-        estimate = noise(filters.reshape(FILTERS, -1), "weight", params, progress)
+        fixed = {name: param.detach() for name, param in params.items()}
+        rows = filters.reshape(FILTERS, -1)
+        estimate = noise(rows, "weight", fixed, progress)
         noisy_w = fourier_sign(filters, progress) + estimate.reshape(filters.shape)
         noisy_w = TimesLayerMean.apply(noisy_w, w)
+        # Nothing is left out of the parameters' gradient, Eqs. 16 and 17.
+        trained = noise(rows.detach(), "weight", params, progress)
+        change = (trained - trained.detach()).reshape(filters.shape)
+        noisy_w = noisy_w + w.abs().mean().detach() * change
         return noisy_a.permute(0, 3, 1, 2), noisy_w.permute(0, 3, 1, 2)
 
     return layer

@@ -26,7 +26,7 @@ import sides
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch_peer import Scaled
+from torch_peer import GradientTimes, Scaled
 
 CLASSES, TOTAL_STEPS = 10, 1000
 OMEGA, TERMS_START, TERMS_END = 0.1, 10, 19
@@ -65,8 +65,11 @@ class Noise(nn.Module):
         self.w1 = nn.Parameter(torch.randn(features, hidden) / math.sqrt(features))
         self.w2 = nn.Parameter(torch.randn(hidden, features) / math.sqrt(hidden))
 
-    def forward(self, t: Tensor) -> Tensor:
-        return (t @ self.w1).relu() @ self.w2 + SHORTCUT_SLOPE * torch.sin(t)
+    def forward(self, t: Tensor, scale: Tensor | None) -> Tensor:
+        w1, w2 = self.w1, self.w2
+        if scale is not None:
+            w1, w2 = GradientTimes.apply(w1, scale), GradientTimes.apply(w2, scale)
+        return (t @ w1).relu() @ w2 + SHORTCUT_SLOPE * torch.sin(t)
 
 
 class Quantizer(nn.Module):
@@ -76,8 +79,10 @@ class Quantizer(nn.Module):
         super().__init__()
         self.noise = Noise(features)
 
-    def forward(self, t: Tensor, alpha: Tensor, terms: Tensor) -> Tensor:
-        return FourierSign.apply(t, terms) + alpha.to(t.dtype) * self.noise(t)
+    def forward(
+        self, t: Tensor, alpha: Tensor, terms: Tensor, scale: Tensor | None = None
+    ) -> Tensor:
+        return FourierSign.apply(t, terms) + alpha.to(t.dtype) * self.noise(t, scale)
 
 
 class BinaryConv(nn.Module):
@@ -93,9 +98,9 @@ class BinaryConv(nn.Module):
     def forward(self, x: Tensor, alpha: Tensor, terms: Tensor) -> Tensor:
         w = self.latent_kernel
         pixels = self.activation(x.permute(0, 2, 3, 1), alpha, terms).permute(0, 3, 1, 2)
-        rows = w.permute(0, 2, 3, 1)
-        filters = self.weight(rows.reshape(len(w), -1), alpha, terms).reshape(rows.shape)
-        kernel = Scaled.apply(filters.permute(0, 3, 1, 2), w.detach().abs().mean())
+        rows, scale = w.permute(0, 2, 3, 1), w.detach().abs().mean()
+        filters = self.weight(rows.reshape(len(w), -1), alpha, terms, scale).reshape(rows.shape)
+        kernel = Scaled.apply(filters.permute(0, 3, 1, 2), scale)
         return functional.conv2d(pixels, kernel.to(x.dtype), stride=self.stride, padding=1)
 
 
@@ -107,7 +112,7 @@ class PReLU(nn.Module):
         self.negative_slope = nn.Parameter(torch.tensor(0.25))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.where(x >= 0, x, self.negative_slope.to(x.dtype) * x)
+        return torch.where(x > 0, x, self.negative_slope.to(x.dtype) * x)
 
 
 class PlainBlock(nn.Module):

@@ -22,7 +22,7 @@ from fda_jax.deploy.network import (
     kernel,
     kernel_of_bits,
 )
-from fda_jax.layers import Method, make_method
+from fda_jax.layers import BinaryConv, BinaryDense, Method, make_method
 from fda_jax.layers.quantizers import QUANTIZED, Quantized, makes_signs
 from fda_jax.ops import native
 
@@ -52,7 +52,8 @@ def freeze(
     another one makes the sums of binary layers by counting bits, for CPUs.
 
     Args:
-      model: network of `models.build`.
+      model: network whose `apply(variables, images)` makes logits; its binary layers are
+        `BinaryConv` and `BinaryDense`, each called once.
       variables: its parameters and statistics.
       image_shape: height, width and channels of one image.
       mean: of each channel, see `data.normalize`.
@@ -67,13 +68,14 @@ def freeze(
 
     Laws: logits are those of `model.apply(variables, normalised images)`.
     """
-    predict, real, used, binary = _frozen(model, variables, image_shape, mean, std)
+    predict, real, used, binary, methods = _frozen(model, variables, image_shape, mean, std)
     (batch,) = export.symbolic_shape("batch")
     images_shape = (batch, *image_shape)
     program = _exported(predict, used, images_shape)
     bit_program, called = None, []
-    if makes_signs(_method(model).activation):
-        predict = _on_our_kernels(_program(model, real, binary, mean, std, kernel_of_bits))
+    if methods and all(makes_signs(method.activation) for method in methods.values()):
+        predict = _program(model, real, binary, methods, mean, std, kernel_of_bits)
+        predict = _on_our_kernels(predict)
         bit_arrays = for_bit_arithmetic(used, binary)
         bit_program = _exported(predict, bit_arrays, images_shape, kernels=native.TARGETS)
         text = bit_program.mlir_module()
@@ -105,7 +107,8 @@ def to_onnx(
     no arithmetic on signs but that of numbers.
 
     Args:
-      model: network of `models.build`.
+      model: network whose `apply(variables, images)` makes logits; its binary layers are
+        `BinaryConv` and `BinaryDense`, each called once.
       variables: its parameters and statistics.
       image_shape: height, width and channels of one image.
       mean: of each channel, see `data.normalize`.
@@ -123,8 +126,9 @@ def to_onnx(
     Laws: logits are those of `model.apply(variables, normalised images)` in float32, but for
       rounding.
     """
-    model = model.clone(dtype=jnp.float32)
-    predict, _, used, _ = _frozen(model, variables, image_shape, mean, std)
+    if hasattr(model, "dtype"):
+        model = model.clone(dtype=jnp.float32)
+    predict, _, used, *_ = _frozen(model, variables, image_shape, mean, std)
     texts = {
         name: fact if isinstance(fact, str) else json.dumps(fact)
         for name, fact in (facts or {}).items()
@@ -138,34 +142,42 @@ def _frozen(
     image_shape: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-) -> tuple[Callable[..., jax.Array], Arrays, Arrays, dict[str, Any]]:
-    """The program in floating point, all variables by name, the arrays that the program takes, and
-    what `_packed` says of binary layers."""
-    kernels = _kernels(model, variables, image_shape)
+) -> tuple[Callable[..., jax.Array], Arrays, Arrays, dict[str, Any], dict[str, Method]]:
+    """The program in floating point, all variables by name, the arrays that the program takes, what
+    `_packed` says of binary layers, and their methods."""
+    kernels, methods = _kernels(model, variables, image_shape)
     _check_finite(kernels)
     arrays, binary = _packed(kernels)
     real = {
         "/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()
     }
-    predict = _program(model, real, binary, mean, std, kernel)
+    predict = _program(model, real, binary, methods, mean, std, kernel)
     # What inference does not read, such as latent weights, is no part of the file.
     used = _used(predict, {**arrays, **real}, image_shape)
     _check_finite({name: array for name, array in used.items() if name in real})
-    return predict, real, used, binary
+    return predict, real, used, binary, methods
 
 
 def _kernels(
     model: nn.Module, variables: Mapping[str, Any], image_shape: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """The quantized kernel of every binary layer, by the layer's path."""
+) -> tuple[dict[str, np.ndarray], dict[str, Method]]:
+    """The quantized kernel and the method of every binary layer, by the layer's path."""
     images = jnp.zeros((1, *image_shape))
+    methods = {}
+
+    def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, BinaryConv | BinaryDense):
+            methods["/".join(context.module.path)] = make_method(context.module.method)
+        return call(*args, **kwargs)
 
     @jax.jit
     def quantize(variables: Mapping[str, Any]) -> Any:
-        return model.apply(variables, images, mutable=["effective_weights"])[1]
+        with nn.intercept_methods(look):
+            return model.apply(variables, images, mutable=["effective_weights"])[1]
 
-    found = cast(dict[Any, Any], flatten_dict(quantize(variables)["effective_weights"]))
-    return {"/".join(path[:-1]): np.asarray(sown) for path, (sown,) in found.items()}
+    found = flatten_dict(quantize(variables).get("effective_weights", {}))
+    kernels = {"/".join(path[:-1]): np.asarray(sown) for path, (sown,) in found.items()}
+    return kernels, methods
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
@@ -196,17 +208,17 @@ def _program(
     model: nn.Module,
     real: Arrays,
     binary: Mapping[str, Any],
+    methods: Mapping[str, Method],
     mean: Sequence[float],
     std: Sequence[float],
     make_kernel: Callable[..., Any],
 ) -> Callable[..., jax.Array]:
     """(arrays, stored images) -> logits; what `real` has and the arrays lack is 0, and unused."""
-    quantizer = _method(model).weight
 
     def predict(arrays: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
         quantized = {
             (*layer.split("/"), "kernel"): Quantized(
-                make_kernel(arrays, layer, facts), None, quantizer
+                make_kernel(arrays, layer, facts), None, methods[layer].weight
             )
             for layer, facts in binary.items()
         }
@@ -218,10 +230,6 @@ def _program(
         return cast(jax.Array, model.apply(variables, data.normalize(images, mean, std)))
 
     return predict
-
-
-def _method(model: nn.Module) -> Method:
-    return make_method(cast(Any, model).method)
 
 
 def _on_our_kernels(predict: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

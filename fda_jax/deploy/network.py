@@ -25,7 +25,7 @@ _FACTS, _PROGRAM, _BIT_PROGRAM = "facts", "program", "bit_program"
 ARITHMETICS = ("auto", "bits", "real")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PackedNetwork:
     """A frozen network: called with images as they are stored, it returns logits.
 
@@ -162,20 +162,30 @@ class PackedNetwork:
             entries[_BIT_PROGRAM] = np.frombuffer(self.bit_program, np.uint8)
         write_whole(path, lambda file: np.savez_compressed(file, **entries))
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Only the fields: what is cached is of this process."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     @functools.cached_property
     def _on_device(self) -> Mapping[str, jax.Array]:
-        return jax.device_put(dict(self.arrays))
+        return _kept(self.arrays)
 
     @functools.cached_property
     def _inputs(self) -> Mapping[str, jax.Array]:
         if not self.counts_bits:
             return self._on_device
-        return jax.device_put(for_bit_arithmetic(self.arrays, self.facts["binary"]))
+        return _kept(for_bit_arithmetic(self.arrays, self.facts["binary"]))
 
     @functools.cached_property
     def _run(self) -> Any:
         program = self.bit_program if self.counts_bits else None
         return jax.jit(export.deserialize(bytearray(program or self.program)).call)
+
+
+def _kept(arrays: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
+    """Arrays on the device, also where the first call comes from within a `jax.jit`."""
+    with jax.ensure_compile_time_eval():
+        return jax.device_put(dict(arrays))
 
 
 def kernel(arrays: Mapping[str, jax.Array], layer: str, facts: Mapping[str, Any]) -> jax.Array:

@@ -26,13 +26,17 @@ class BinaryConv(nn.Module):
 
     Attributes:
       features: number of filters, >= 1.
-      kernel_size: height and width in pixels.
-      strides: step in pixels, for both axes.
+      kernel_size: height and width in pixels, or one number for both.
+      strides: step in pixels, the same for both axes.
       method: a name of `METHODS` or a `Method`.
       dtype: of the computation; latent weights stay float32.
 
     Parameters: `latent_kernel` (height, width, in, out), or `kernel` where the method keeps the
     weights real; those of the method's quantizers below `weight`, `activation` and `output`.
+
+    Collections, where `apply` has them `mutable`: "effective_weights", the kernel that it
+    multiplies with; in training "penalties", to be added to the loss, and "batch_stats" of methods
+    that keep some, such as `rbnn`.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -46,24 +50,45 @@ class BinaryConv(nn.Module):
     """
 
     features: int
-    kernel_size: Sequence[int] = (3, 3)
-    strides: int = 1
+    kernel_size: int | Sequence[int] = (3, 3)
+    strides: int | Sequence[int] = 1
     method: str | Method = "fda"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
-        self, a: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+        self, a: jax.Array, train: bool = False, progress: jax.Array | float | None = None
     ) -> jax.Array:
-        """Convolve a (batch, height, width, channels); see the class."""
-        shape = (*self.kernel_size, a.shape[-1], self.features)
+        """Convolve images.
+
+        Args:
+          a: float array (batch, height, width, channels).
+          train: with the noise module where the method has one, and with penalties sown.
+          progress: finished share of training, scalar in [0, 1]; may be traced. Training needs it;
+            without it the layer is as at the end of training.
+
+        Returns:
+          (batch, ceil(height / strides), ceil(width / strides), features), of `dtype`.
+
+        Raises:
+          ValueError: another number of axes, unequal strides, or training without `progress`.
+        """
+        if a.ndim != 4:
+            raise ValueError(
+                f"the array has shape {a.shape}, but BinaryConv takes (batch, height, width, "
+                "channels): add the missing axis, e.g. a[None] for one image"
+            )
+        height, width = _pair(self.kernel_size)
+        strides, other = _pair(self.strides)
+        if strides != other:
+            raise ValueError(f"strides are {self.strides}: use the same for both axes")
+        shape = (height, width, a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
-        height, width = self.kernel_size
         padding = (((height - 1) // 2, height // 2), ((width - 1) // 2, width // 2))
         if isinstance(binary_w, ops.SignKernel):
-            y = ops.convolve_signs(binary_a, binary_w, self.strides, padding)
+            y = ops.convolve_signs(binary_a, binary_w, strides, padding)
         else:
-            y = ops.convolve(binary_a, binary_w.astype(self.dtype), self.strides, padding)
+            y = ops.convolve(binary_a, binary_w.astype(self.dtype), strides, padding)
         return _output(self, cast(jax.Array, y))
 
 
@@ -77,7 +102,8 @@ class BinaryDense(nn.Module):
       method: a name of `METHODS` or a `Method`.
       dtype: of the computation; latent weights stay float32.
 
-    Parameters: `latent_kernel` (in, out), or `kernel` where the method keeps the weights real.
+    Parameters: `latent_kernel` (in, out), or `kernel` where the method keeps the weights real; the
+    others, and collections, as of `BinaryConv`.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -96,9 +122,21 @@ class BinaryDense(nn.Module):
 
     @nn.compact
     def __call__(
-        self, a: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+        self, a: jax.Array, train: bool = False, progress: jax.Array | float | None = None
     ) -> jax.Array:
-        """Multiply a (..., inputs); see the class."""
+        """Multiply by the matrix.
+
+        Args:
+          a: float array (..., inputs).
+          train: see `BinaryConv`.
+          progress: likewise.
+
+        Returns:
+          (..., features), of `dtype`.
+
+        Raises:
+          ValueError: training without `progress`.
+        """
         shape = (a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
         if isinstance(binary_w, ops.SignKernel):
@@ -114,9 +152,16 @@ def _operands(
     shape: tuple[int, ...],
     *,
     train: bool,
-    progress: jax.Array | float,
+    progress: jax.Array | float | None,
 ) -> tuple[jax.Array, jax.Array | ops.SignKernel]:
     """Create the layer's weights and quantize both operands, the activations in its dtype."""
+    if progress is None:
+        if train and not layer.is_initializing():
+            raise ValueError(
+                "train=True without progress, the finished share of training by which estimators "
+                "and noise modules change: pass progress=step / total_steps, from 0 to 1"
+            )
+        progress = 1.0
     method = make_method(layer.method)
     name = "kernel" if method.weight is None else "latent_kernel"
     w = layer.param(name, nn.initializers.he_normal(), shape, jnp.float32)
@@ -147,6 +192,11 @@ def _quantizer(
     if isinstance(quantizer, nn.Module):
         return quantizer.clone(name=name, parent=layer)
     return ordinary(quantizer, name=name, parent=layer)
+
+
+def _pair(sizes: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (sizes, sizes) if isinstance(sizes, int) else sizes
+    return height, width
 
 
 def _output(layer: BinaryConv | BinaryDense, y: jax.Array) -> jax.Array:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 class PReLU(nn.Module):
     """PReLU with one slope for the layer: max(x, 0) + slope min(x, 0).
 
+    At exactly 0, where a sum of signs often lies, its derivative is the slope, as in PyTorch.
+
     Source: He et al. 2015 (arXiv 1502.01852); one slope a layer as FDA-BNN's released code.
 
     Parameters: `negative_slope` (), 0.25 at the start.
@@ -20,7 +22,7 @@ class PReLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x (..., channels) to the same shape and dtype."""
         slope = self.param("negative_slope", nn.initializers.constant(0.25), (), jnp.float32)
-        return jnp.where(x >= 0, x, slope.astype(x.dtype) * x)
+        return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
 
 
 class RPReLU(nn.Module):
@@ -39,7 +41,7 @@ class RPReLU(nn.Module):
         shift_out = self.param("shift_out", zeros, shape, jnp.float32).astype(x.dtype)
         slope = self.param("negative_slope", nn.initializers.constant(0.25), shape, jnp.float32)
         x = x - shift_in
-        return jnp.where(x >= 0, x, slope.astype(x.dtype) * x) + shift_out
+        return jnp.where(x > 0, x, slope.astype(x.dtype) * x) + shift_out
 
 
 class Maxout(nn.Module):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
-from fda_jax.layers import BinaryConv, BinaryDense, Method, nonlinearity
+from fda_jax.layers import BinaryConv, BinaryDense, Method, make_method, nonlinearity
 from fda_jax.models.common import batch_norm, check_images, classifier, stem
 
 
@@ -24,7 +24,7 @@ class AlexNet(nn.Module):
 
     Attributes:
       num_classes: number of logits.
-      method: how the hidden layers become binary.
+      method: how the hidden layers become binary, a name of `layers.METHODS` or a `Method`.
       widths: channels of the five convolutions.
       units: of the two hidden dense layers.
       dtype: of the computation; parameters stay float32.
@@ -32,7 +32,7 @@ class AlexNet(nn.Module):
     """
 
     num_classes: int
-    method: Method
+    method: str | Method
     widths: Sequence[int] = (96, 256, 384, 384, 256)
     units: Sequence[int] = (4096, 4096)
     dtype: jnp.dtype = jnp.float32
@@ -40,9 +40,16 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images_bhwc: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+        self,
+        images_bhwc: jax.Array,
+        *,
+        train: bool = False,
+        progress: jax.Array | float | None = None,
     ) -> jax.Array:
-        """Return float32 logits (batch, classes) of normalised images."""
+        """Return float32 logits (batch, classes) of normalised images.
+
+        Training needs `progress`, its finished share.
+        """
         check_images(images_bhwc)
         norm = batch_norm(self.dtype, self.axis_name, train=train)
         first, *widths = self.widths
@@ -59,12 +66,12 @@ class AlexNet(nn.Module):
             if i in (2, number_of_convs):
                 x = ops.max_pool(x, 3, stride=2)
             x = norm(name=f"norm{i}")(x)
-            x = nonlinearity(self.method.nonlinearity, i, default="hardtanh")(x)
+            x = nonlinearity(make_method(self.method).nonlinearity, i, default="hardtanh")(x)
         x = x.reshape(x.shape[0], -1)
         last = number_of_convs + len(self.units)
         for i, units in enumerate(self.units, start=number_of_convs + 1):
             dense = BinaryDense(units, method=self.method, dtype=self.dtype, name=f"dense{i}")
             x = norm(name=f"norm{i}")(dense(x, train=train, progress=progress))
             default = "relu" if i == last else "hardtanh"
-            x = nonlinearity(self.method.nonlinearity, i, default=default)(x)
+            x = nonlinearity(make_method(self.method).nonlinearity, i, default=default)(x)
         return classifier(self.num_classes)(x)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
-from fda_jax.layers import BinaryConv, Method, nonlinearity
+from fda_jax.layers import BinaryConv, Method, make_method, nonlinearity
 from fda_jax.models.common import batch_norm, check_images, classifier, real_conv, stem
 
 
@@ -28,7 +28,7 @@ class ResNet(nn.Module):
 
     Attributes:
       num_classes: number of logits.
-      method: how the hidden layers become binary.
+      method: how the hidden layers become binary, a name of `layers.METHODS` or a `Method`.
       stage_sizes: pairs of convolutions in each stage; every stage but the first halves the image.
       widths: channels of each stage.
       convs_per_shortcut: 2 for the plain form, 1 for the Bi-Real form.
@@ -43,7 +43,7 @@ class ResNet(nn.Module):
     """
 
     num_classes: int
-    method: Method
+    method: str | Method
     stage_sizes: Sequence[int] = (3, 3, 3)
     widths: Sequence[int] = (16, 32, 64)
     convs_per_shortcut: int = 2
@@ -56,9 +56,16 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images_bhwc: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+        self,
+        images_bhwc: jax.Array,
+        *,
+        train: bool = False,
+        progress: jax.Array | float | None = None,
     ) -> jax.Array:
-        """Return float32 logits (batch, classes) of normalised images."""
+        """Return float32 logits (batch, classes) of normalised images.
+
+        Training needs `progress`, its finished share.
+        """
         check_images(images_bhwc)
         norm = batch_norm(self.dtype, self.axis_name, train=train)
         side, strides = (7, 2) if self.pooled_stem else (3, 1)
@@ -100,14 +107,16 @@ class Block(nn.Module):
     features: int
     strides: int
     convs: int
-    method: Method
+    method: str | Method
     norm: Callable[..., nn.Module]
     dtype: jnp.dtype = jnp.float32
     projection: bool = False
     nonlinearity_last: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, progress: jax.Array | float | None
+    ) -> jax.Array:
         """Map (batch, height, width, channels) to (batch, height / strides, ..., features)."""
         shortcut = self._shortcut(x)
         for i in range(self.convs):
@@ -126,7 +135,7 @@ class Block(nn.Module):
         return self._nonlinearity(1)(x) if self.nonlinearity_last else x
 
     def _nonlinearity(self, index: int) -> nn.Module:
-        return nonlinearity(self.method.nonlinearity, index, default="prelu")
+        return nonlinearity(make_method(self.method).nonlinearity, index, default="prelu")
 
     def _shortcut(self, x: jax.Array) -> jax.Array:
         if not self.projection:

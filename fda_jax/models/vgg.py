@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
-from fda_jax.layers import BinaryConv, Method, nonlinearity
+from fda_jax.layers import BinaryConv, Method, make_method, nonlinearity
 from fda_jax.models.common import batch_norm, check_images, classifier, stem
 
 
@@ -21,23 +21,30 @@ class VGGSmall(nn.Module):
 
     Attributes:
       num_classes: number of logits.
-      method: how the hidden layers become binary.
+      method: how the hidden layers become binary, a name of `layers.METHODS` or a `Method`.
       widths: channels of the three stages.
       dtype: of the computation; parameters stay float32.
       axis_name: mapped axis over which batch statistics are averaged, or None.
     """
 
     num_classes: int
-    method: Method
+    method: str | Method
     widths: Sequence[int] = (128, 256, 512)
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(
-        self, images_bhwc: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+        self,
+        images_bhwc: jax.Array,
+        *,
+        train: bool = False,
+        progress: jax.Array | float | None = None,
     ) -> jax.Array:
-        """Return float32 logits (batch, classes) of normalised images."""
+        """Return float32 logits (batch, classes) of normalised images.
+
+        Training needs `progress`, its finished share.
+        """
         check_images(images_bhwc)
         norm = batch_norm(self.dtype, self.axis_name, train=train)
         x = stem(self.widths[0], self.dtype)(images_bhwc)
@@ -49,5 +56,5 @@ class VGGSmall(nn.Module):
             if i % 2 == 0:
                 x = ops.max_pool(x, 2)
             x = norm(name=f"norm{i}")(x)
-            x = nonlinearity(self.method.nonlinearity, i, default="hardtanh")(x)
+            x = nonlinearity(make_method(self.method).nonlinearity, i, default="hardtanh")(x)
         return classifier(self.num_classes)(x.reshape(x.shape[0], -1))

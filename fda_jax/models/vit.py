@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from fda_jax.layers import BinaryDense, Method, nonlinearity
+from fda_jax.layers import BinaryDense, Method, make_method, nonlinearity
 from fda_jax.models.common import check_images, classifier
 
 # Standard deviation of the initial class token and position embeddings. DeiT's 0.02 would drown in
@@ -39,7 +39,7 @@ class VisionTransformer(nn.Module):
     """
 
     num_classes: int
-    method: Method
+    method: str | Method
     patch_px: int = 4
     width: int = 192
     depth: int = 12
@@ -50,9 +50,16 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images_bhwc: jax.Array, *, train: bool = False, progress: jax.Array | float = 1.0
+        self,
+        images_bhwc: jax.Array,
+        *,
+        train: bool = False,
+        progress: jax.Array | float | None = None,
     ) -> jax.Array:
-        """Return float32 logits (batch, classes) of normalised images."""
+        """Return float32 logits (batch, classes) of normalised images.
+
+        Training needs `progress`, its finished share.
+        """
         check_images(images_bhwc)
         if images_bhwc.shape[1] % self.patch_px or images_bhwc.shape[2] % self.patch_px:
             raise ValueError(
@@ -102,11 +109,13 @@ class EncoderBlock(nn.Module):
 
     num_heads: int
     mlp_ratio: int
-    method: Method
+    method: str | Method
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, train: bool, progress: jax.Array | float | None
+    ) -> jax.Array:
         """Map (batch, tokens, width) to the same shape."""
         width = x.shape[-1]
         if width % self.num_heads:
@@ -130,7 +139,7 @@ class EncoderBlock(nn.Module):
         mixed = attend(query, key, value).reshape(x.shape)
         x = x + linear("project", width, norm("mixed")(mixed))
         hidden = linear("widen", self.mlp_ratio * width, norm("mlp")(x))
-        hidden = nonlinearity(self.method.nonlinearity, 1, default="gelu")(hidden)
+        hidden = nonlinearity(make_method(self.method).nonlinearity, 1, default="gelu")(hidden)
         return x + linear("shrink", width, norm("hidden")(hidden))
 
 

@@ -7,7 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fda_jax.ops.native import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, choose
+from fda_jax.ops.native import (
+    FORWARD,
+    INPUT_GRADIENT,
+    WEIGHT_GRADIENT,
+    choose,
+    differentiated_as,
+)
 
 # The largest stride that the kernel of the forward pass takes.
 _MOST_STRIDE = 2
@@ -152,13 +158,11 @@ def _folded(x: jax.Array, w: jax.Array, *, fold: int, padding: Padding) -> jax.A
     kernel = jnp.sum(terms, axis=-1).reshape(
         w.shape[0], len(offsets), fold * channels, fold * w.shape[3]
     )
-    y = _xla(
-        x.reshape(batch, height, width // fold, fold * channels),
-        kernel,
-        1,
-        (padding[0], (-offsets[0], offsets[-1])),
-    )
-    return y.reshape(batch, -1, width, w.shape[3])
+    # An axis is split first and merged then, which a batch that is shared by devices allows.
+    folded = x.reshape(batch, height, width // fold, fold, channels)
+    folded = folded.reshape(batch, height, width // fold, fold * channels)
+    y = _xla(folded, kernel, 1, (padding[0], (-offsets[0], offsets[-1])))
+    return y.reshape(*y.shape[:3], fold, w.shape[3]).reshape(*y.shape[:2], width, w.shape[3])
 
 
 def _attributes(stride: int, padding: Padding) -> dict[str, np.int64]:
@@ -200,4 +204,4 @@ def _one_by_one(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         axes = [0 if is_mapped else None for is_mapped in mapped]
         return jax.vmap(fn, axes)(*arguments), True
 
-    return call
+    return differentiated_as(fn, call)

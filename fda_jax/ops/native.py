@@ -84,6 +84,9 @@ def choose(
 ) -> Any:
     """Call our kernel on the CPU if it takes the arrays, and XLA on all other devices.
 
+    Within a `jax.shard_map` that checks how values vary over its axes XLA is called on the CPU,
+    too: of a kernel's result it cannot be known.
+
     Args:
       target: of `TARGETS`.
       xla: (*arguments) -> result.
@@ -96,6 +99,8 @@ def choose(
     Returns:
       The result, or a sequence of them.
     """
+    if any(varies_over(array) for array in arguments):
+        return xla(*arguments)
     cpu = otherwise
     # Where the default device is no CPU, nothing is built: that a CPU is asked for there is rare.
     if jax.default_backend() == "cpu" and all(
@@ -105,10 +110,33 @@ def choose(
         if ours is not None and fits(ours.lanes):
             # A batch of calls (vmap) runs them one after another: each fills all cores.
             call = jax.ffi.ffi_call(target, shapes, vmap_method="sequential")
-            cpu = functools.partial(call, **attributes)
+            cpu = differentiated_as(otherwise or xla, functools.partial(call, **attributes))
     if cpu is None:
         return xla(*arguments)
     return jax.lax.platform_dependent(*arguments, cpu=cpu, default=xla)
+
+
+def differentiated_as(plain: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose derivatives are those of another one that computes the same."""
+    function = jax.custom_jvp(call)
+    function.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
+    return function
+
+
+def varies_over(array: jax.Array) -> frozenset[str]:
+    """The axes of a `jax.shard_map` over which an array differs from device to device."""
+    kind = jax.typeof(array)
+    newer = getattr(kind, "manual_axis_type", None)  # JAX 0.12
+    return frozenset(getattr(kind, "vma", ()) if newer is None else newer.varying)
+
+
+def cotangent_of(primal: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """Sum a cotangent over the axes of a `jax.shard_map` over which its primal is the same.
+
+    That is what JAX's own derivatives do, and what it asks of a `jax.custom_vjp`.
+    """
+    axes = tuple(varies_over(cotangent) - varies_over(primal))
+    return jax.lax.psum(cotangent, axes) if axes else cotangent
 
 
 @functools.cache

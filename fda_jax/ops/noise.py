@@ -1,11 +1,12 @@
 """The noise adaptation module as a function of arrays."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
-from fda_jax.ops.native import PERCEPTRON, PERCEPTRON_GRADIENT, choose
+from fda_jax.ops.native import PERCEPTRON, PERCEPTRON_GRADIENT, choose, cotangent_of
 from fda_jax.ops.trigonometry import sine
 
 SHORTCUTS = ("none", "linear", "sine")
@@ -107,7 +108,7 @@ def _backward(residual: tuple, g: jax.Array) -> tuple:
         shapes=jax.eval_shape(lambda: (rows, jnp.stack([w2, w2]))),
         fits=lambda lanes: _fits(w1, lanes),
     )
-    return dt.reshape(t.shape), dw1.T, dw2
+    return cotangent_of(t, dt.reshape(t.shape)), cotangent_of(w1, dw1.T), cotangent_of(w2, dw2)
 
 
 def _gradient(
@@ -116,7 +117,10 @@ def _gradient(
     """The gradient of t, and the gradients of W1^T and W2 beside one another."""
     inner = t @ w1
     hidden = jnp.where(inner > 0, g @ w2.T, 0)
-    return _widen(hidden, w1.T), jnp.stack([hidden.T @ t, jax.nn.relu(inner).T @ g])
+    # Sums over rows lie where the matrices do, where devices share the rows.
+    over_rows = functools.partial(jnp.matmul, out_sharding=jax.typeof(w2).sharding)
+    gradients = [over_rows(hidden.T, t), over_rows(jax.nn.relu(inner).T, g)]
+    return _widen(hidden, w1.T), jnp.stack(gradients)
 
 
 def _fits(w1: jax.Array, lanes: int) -> bool:

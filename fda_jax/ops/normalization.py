@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fda_jax.ops.native import CHANNEL_SUMS, choose
+from fda_jax.ops.native import CHANNEL_SUMS, choose, cotangent_of
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -58,7 +58,7 @@ def _backward(
     dscale, dbias = count * mean_g_xhat, count * mean_g
     mean_g, mean_g_xhat = _averaged((mean_g, mean_g_xhat), axis_name)
     dx = (scale * inverse) * (g - mean_g - (x - mean) * (inverse * mean_g_xhat))
-    return dx.astype(x.dtype), dscale, dbias
+    return dx.astype(x.dtype), cotangent_of(scale, dscale), cotangent_of(scale, dbias)
 
 
 batch_norm.defvjp(_forward, _backward)

@@ -68,7 +68,8 @@ def max_pool(
       window holds one.
 
     Raises:
-      ValueError: windows that leave pixels out or lie in the border alone, or too large a window.
+      ValueError: windows that leave pixels out or lie in the border alone, too large a window, or
+        images that hold none.
     """
     step = window if stride is None else stride
     if not (1 <= step <= window <= _LARGEST and 0 <= padding < window):
@@ -77,8 +78,13 @@ def max_pool(
             f"window must be at most {_LARGEST}, the stride from 1 to the window, and the border "
             "less than the window"
         )
-    image = (x.shape[1], x.shape[2])
-    return _max_pool(x, _Windows(window, step, padding, image))
+    windows = _Windows(window, step, padding, (x.shape[1], x.shape[2]))
+    if min(windows.counts()) < 1:
+        raise ValueError(
+            f"{x.shape[1]} by {x.shape[2]} pixels hold no window of {window}: use larger "
+            "images, or a network for small ones"
+        )
+    return _max_pool(x, windows)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

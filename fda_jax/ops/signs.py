@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fda_jax.ops import native
 from fda_jax.ops.convolution import Padding
-from fda_jax.ops.native import SIGNS
 
 # As kernels/signs.h lays them out.
 WORD_BITS, FILTERS = 32, 16
@@ -63,7 +63,8 @@ def convolve_signs(x: jax.Array, kernel: SignKernel, stride: int, padding: Paddi
     Forward: sum_{k, l, c} sign(x)[b, i s + k - top, j s + l - left, c] w[k, l, c, o], where
       w = middle[o] +- spread[o]; what the spread multiplies is a whole number, not rounded
 
-    It is for inference: it runs on CPUs alone, needs `native.kernels`, and has no derivative.
+    It is for inference: it runs on CPUs alone, by a kernel that a C++ compiler makes, and has no
+    derivative.
 
     Args:
       x: (batch, height, width, channels), float array; only the sign of each number counts.
@@ -77,7 +78,13 @@ def convolve_signs(x: jax.Array, kernel: SignKernel, stride: int, padding: Paddi
 
     Raises:
       ValueError: the kernel is of another number of channels, as far as its words tell.
+      RuntimeError: there is no C++ compiler, or FDA_JAX_NATIVE=0 is set.
     """
+    if native.kernels() is None:
+        raise RuntimeError(
+            "signs are multiplied as bits by a kernel in C++, which cannot be had here: install "
+            f"g++ or clang++, do not set {native.SWITCH}=0, or use `convolve`"
+        )
     height, width, words = kernel.words.shape[1:4]
     if -(-x.shape[-1] // WORD_BITS) != words:
         raise ValueError(
@@ -88,7 +95,7 @@ def convolve_signs(x: jax.Array, kernel: SignKernel, stride: int, padding: Paddi
     rows = (x.shape[1] + top + bottom - height) // stride + 1
     columns = (x.shape[2] + left + right - width) // stride + 1
     shape = jax.ShapeDtypeStruct((x.shape[0], rows, columns, len(kernel.spread)), jnp.float32)
-    y = jax.ffi.ffi_call(SIGNS, shape, vmap_method="sequential")(
+    y = jax.ffi.ffi_call(native.SIGNS, shape, vmap_method="sequential")(
         # A byte each, a quarter of x in memory: -1 or 1, and 0 for NaN.
         (x > 0).astype(jnp.int8) - (x <= 0).astype(jnp.int8),
         kernel.words,

@@ -110,7 +110,8 @@ def binarize(x: jax.Array, estimator: Rule, progress: jax.Array | float = 1.0) -
       Array shaped and typed like x.
 
     Raises:
-      TypeError: x is not a float array: an integer has no gradient to estimate.
+      TypeError: x is not a float array: an integer has no gradient to estimate; or the estimator
+        is a name or a class.
 
     Examples:
       >>> import jax
@@ -120,6 +121,11 @@ def binarize(x: jax.Array, estimator: Rule, progress: jax.Array | float = 1.0) -
       >>> float(value), float(slope)
       (1.0, 1.5)
     """
+    if isinstance(estimator, str | type):
+        raise TypeError(
+            f"the estimator is {estimator!r}, but binarize takes a rule: give it one, such as "
+            'ops.Fourier() or ops.ESTIMATORS["fourier"]()'
+        )
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(

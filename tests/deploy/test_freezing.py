@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
 
-from fda_jax import data, deploy, models
+from fda_jax import data, deploy, layers, models
 from fda_jax.layers import METHODS, make_method
 from fda_jax.ops import native
 
@@ -186,3 +187,29 @@ def test_a_broken_network_is_refused(place, key):
         ValueError, match=r"holds \d+ numbers that are not finite.*earlier checkpoint"
     ):
         frozen(model, variables, SHAPE)
+
+
+class Own(nn.Module):
+    """A network that is none of `models`, of layers with several methods."""
+
+    methods: tuple
+
+    @nn.compact
+    def __call__(self, x):
+        first, second = self.methods
+        x = nn.relu(layers.BinaryConv(8, method=first)(x))
+        x = nn.BatchNorm(use_running_average=True)(x).mean((1, 2))
+        return nn.Dense(3)(layers.BinaryDense(16, method=second)(x))
+
+
+@pytest.mark.parametrize(
+    ("methods", "counts"), [(("fda", "xnor_net"), True), (("ste", "hwgq"), False)]
+)
+def test_a_network_of_ones_own_answers_as_its_model(methods, counts, key):
+    model = Own(methods)
+    variables = trained(model, SHAPE, key)
+    network = frozen(model, variables, SHAPE)
+    assert set(network.facts["binary"]) == {"BinaryConv_0", "BinaryDense_0"}
+    assert {layer["bits"] for layer in network.facts["binary"].values()} == {1}
+    assert network.counts_bits == (counts and can_count)
+    assert_same_answers(network, model, variables, pictures(SHAPE, key))

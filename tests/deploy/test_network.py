@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -33,6 +34,26 @@ def test_a_network_that_is_read_answers_as_the_one_that_was_written(network, pat
     assert read.facts == network.facts
     assert read.program == network.program
     np.testing.assert_array_equal(read(pictures(SHAPE, key)), network(pictures(SHAPE, key)))
+
+
+@pytest.mark.parametrize("arithmetic", ["bits", "real"])
+def test_a_network_may_be_called_first_within_a_compiled_function(path, key, arithmetic):
+    images = pictures(SHAPE, key)
+    wanted = deploy.load(path, arithmetic=arithmetic)(images)
+    read = deploy.load(path, arithmetic=arithmetic)
+    np.testing.assert_allclose(jax.jit(lambda images: read(images))(images), wanted, rtol=1e-5)
+    np.testing.assert_array_equal(read(images), wanted)
+    np.testing.assert_allclose(jax.jit(read)(images), wanted, rtol=1e-5)
+    assert read.weights().keys() == read.facts["binary"].keys()
+
+
+def test_a_network_that_was_called_can_be_pickled_and_is_only_itself(network, key):
+    images = pictures(SHAPE, key)
+    wanted = network(images)
+    again = pickle.loads(pickle.dumps(network))
+    np.testing.assert_array_equal(again(images), wanted)
+    assert network == network
+    assert network != again
 
 
 def test_the_same_network_is_the_same_file(network, path):

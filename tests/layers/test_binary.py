@@ -208,3 +208,34 @@ def test_bfloat16_computes_with_float32_latent_weights(layer: type[nn.Module]) -
     exact, rounded = jax.jit(lambda v: (wide.apply(v, a), narrow.apply(v, a)))({"params": params})
     exact, rounded = np.asarray(exact), np.asarray(rounded.astype(jnp.float32))
     np.testing.assert_allclose(rounded, exact, rtol=0, atol=0.01 * np.max(np.abs(exact)))
+
+
+def test_sizes_are_numbers_or_pairs():
+    a = jax.random.normal(KEY, (1, 5, 5, 2))
+    pairs = BinaryConv(3, (5, 5), 2, method=NO_SCALE)
+    variables = pairs.init(KEY, a)
+    for kernel_size, strides in ((5, (2, 2)), ([5, 5], 2)):
+        conv = BinaryConv(3, kernel_size, strides, method=NO_SCALE)
+        np.testing.assert_array_equal(conv.apply(variables, a), pairs.apply(variables, a))
+
+
+@pytest.mark.parametrize(
+    ("strides", "shape", "message"),
+    [
+        ((1, 2), (1, 5, 5, 2), r"strides are \(1, 2\): use the same"),
+        (1, (5, 5, 2), r"shape \(5, 5, 2\), but BinaryConv takes .* a\[None\]"),
+    ],
+)
+def test_what_a_convolution_cannot_take_is_refused(strides, shape, message):
+    with pytest.raises(ValueError, match=message):
+        BinaryConv(3, strides=strides).init(KEY, jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("layer", [BinaryConv(3), BinaryDense(3)])
+def test_training_needs_the_progress(layer):
+    """Without it the noise module would be silent and every schedule at its end."""
+    a = jnp.zeros((1, 4, 4, 2))
+    variables = layer.init(KEY, a, train=True)
+    with pytest.raises(ValueError, match="pass progress=step / total_steps"):
+        layer.apply(variables, a, train=True)
+    np.testing.assert_array_equal(layer.apply(variables, a), layer.apply(variables, a, progress=1))

@@ -86,3 +86,12 @@ def test_an_unknown_nonlinearity_is_refused_and_the_nearest_is_named() -> None:
 def test_the_table_is_read_only() -> None:
     with pytest.raises(TypeError):
         NONLINEARITIES["mine"] = NONLINEARITIES["relu"]
+
+
+@pytest.mark.parametrize("name", ["prelu", "rprelu"])
+def test_at_zero_the_derivative_is_the_negative_slope_as_in_pytorch(name):
+    module = Behind(name)
+    x = jnp.array([[-0.0, 0.0, 1.0, -1.0]])
+    variables = module.init(jax.random.key(0), x)
+    gradient = jax.grad(lambda x: jnp.sum(module.apply(variables, x)))(x)
+    np.testing.assert_array_equal(gradient, [[0.25, 0.25, 1.0, 0.25]])

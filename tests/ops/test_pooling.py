@@ -57,6 +57,11 @@ def test_windows_that_cannot_be_are_refused_with_the_remedy(window, stride, padd
         ops.max_pool(jnp.zeros((1, 32, 32, 1)), window, stride=stride, padding=padding)
 
 
+def test_images_that_hold_no_window_are_refused():
+    with pytest.raises(ValueError, match="1 by 4 pixels hold no window of 2: use larger"):
+        ops.max_pool(jnp.zeros((1, 1, 4, 1)), 2)
+
+
 def test_the_mean_of_a_window_is_that_by_hand_and_at_the_end_that_of_the_pixels_there_are():
     x = np.arange(1.0, 16.0, dtype=np.float32).reshape(1, 3, 5, 1)
     # 1  2 | 3  4 | 5

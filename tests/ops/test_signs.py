@@ -207,3 +207,10 @@ def test_a_kernel_knows_the_bits_of_its_weights():
     assert kernel.words[0, 0, 0, 0, 2] == 8
     assert np.sum(kernel.words) == 9
     assert [field.name for field in dataclasses.fields(kernel)] == ["words", "spread", "middle"]
+
+
+def test_without_kernels_it_says_what_is_missing(monkeypatch):
+    x, is_positive = operands(1, 3, 3, 8, 8, (3, 3))
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    with pytest.raises(RuntimeError, match=r"install g\+\+"):
+        ops.convolve_signs(jnp.asarray(x), of_ones(is_positive)[1], 1, SAME)

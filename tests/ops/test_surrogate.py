@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fda_jax.ops import Identity, binarize, sign
+from fda_jax.ops import Fourier, Identity, binarize, sign
 
 LAWS = settings(deadline=None, max_examples=60, derandomize=True, database=None)
 DTYPES = [jnp.float32, jnp.bfloat16, jnp.float16]
@@ -77,3 +77,9 @@ def test_any_frozen_value_with_a_forward_map_and_a_slope_is_a_rule() -> None:
     value, pullback = jax.vjp(lambda x: binarize(x, Odd(), 0.5), x)
     np.testing.assert_array_equal(value, [0.75, -6.0])
     np.testing.assert_array_equal(pullback(jnp.array([2.0, 4.0]))[0], [1.5, -6.0])
+
+
+@pytest.mark.parametrize("estimator", ["fourier", Fourier])
+def test_a_name_or_a_class_is_no_rule_and_the_message_has_one(estimator) -> None:
+    with pytest.raises(TypeError, match=r"such as ops\.Fourier\(\)"):
+        binarize(jnp.zeros(2), estimator)
