@@ -2,8 +2,14 @@
 
 ImageNet, ResNet-18 with a shortcut round each convolution, the recipe of section 3.3 for all
 methods alike (configs/imagenet_resnet18.py). "bireal_prelu" is what the paper calls its baseline
-here. HWGQ has activations of four values, TBN of three; LNS trains in two stages. Published values
-are top-1 accuracies; the paper does not say with which recipes the others were trained.
+here; it differs from "fda" by its scale, too (configs/imagenet_resnet18.py). HWGQ has activations
+of four values, TBN of three; LNS trains in two stages. Published values are top-1 accuracies; the
+paper does not say with which recipes the others were trained.
+
+Two published values are of networks whose down-sampling convolutions are binary, too, by section
+3.3: those of ABC-Net and BinaryNet. Here these are real for all methods. Quantization Networks'
+released ResNet-18 is the plain one, with a ReLU and activations of 0 and 1; here it has -1 and 1 in
+the network of all others.
 
 Not here: BONN and RBCN, which this package does not have. The two rows with ReActNet, which is
 another network, are configs/sweeps/table5_reactnet.py.

@@ -322,7 +322,9 @@ def quantization_networks(
 
     The authors start from a trained real network and end at a temperature of 1000, whose slopes
     are too large for one that starts from random weights. The scale is one a filter, where the
-    paper has one a layer; its scale inside the sigmoid, the temperature's unit, is 1.
+    paper has one a layer; its scale inside the sigmoid, the temperature's unit, is 1. Activations
+    are -1 and 1 here. The authors' code for one bit has 0 and 1 behind a ReLU, with a trained scale
+    a layer before and after the sigmoid (aliyun/alibabacloud-quantization-networks).
     """
     rule = ops.SigmoidSum(temperature_start, temperature_end)
     return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))

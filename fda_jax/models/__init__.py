@@ -91,8 +91,10 @@ def build(
     """Build a network whose hidden layers are binary.
 
     `model.apply(variables, images_bhwc, train=False)` gives logits; training also passes
-    `progress` and `mutable=["batch_stats"]`. The first convolution, the last dense layer and
-    projections in shortcuts are real, as the papers have them.
+    `progress` and `mutable=["batch_stats"]`. The first convolution and the last dense layer are
+    real, as in FDA-BNN and most of the papers (BinaryNet's code makes both binary). Projections in
+    shortcuts are real, too, as in all rows of FDA-BNN's Table 5 but ABC-Net's and BinaryNet's (its
+    section 3.3).
 
     Args:
       name: one of `MODELS`.

@@ -23,7 +23,9 @@ from fda_jax.ops.surrogate import Estimator, Rule, sign
 GROUPS_OF_SCALE = ("layer", "filter")
 GRADIENT_AT = ("quantized", "latent")
 STEP_FROM = ("latent", "quantized")
-# Share of ProxQuant's epochs after which its authors' code freezes the signs: 200 of 300.
+# Share of ProxQuant's epochs after which its authors' code freezes the signs: 200 of 300. Here each
+# step starts at the signs from then on, and one that is larger than they are flips them. Nor is
+# there that code's clip to [-1, 1] after each proximal map.
 FREEZE = 0.667
 
 
