@@ -1,8 +1,9 @@
 """VGG-Small on CIFAR-10, the second network of FDA-BNN's Table 1.
 
-Paper: FDA-BNN 92.54 %, baseline (DoReFa-Net) 90.20 % (one run each). Recipe of section 3.1: 400
-epochs, batch 128, SGD 0.9, learning rate 0.1 (cosine), weight decay 1e-4; the order inside a
-layer is IR-Net's (see fda_jax/models/vgg.py). Not yet measured here.
+Paper: FDA-BNN 92.54 %, baseline (DoReFa-Net) 90.20 % (number of runs not given). Recipe of section
+3.1: 400 epochs, batch 128, SGD 0.9, learning rate 0.1, weight decay 1e-4; the cosine schedule is
+our choice, and the order inside a layer is IR-Net's (see fda_jax/models/vgg.py). Not yet measured
+here.
 
     python train.py --config=configs/cifar10_vgg_small.py --workdir=runs/vgg_fda
 """

@@ -1,12 +1,12 @@
 """ResNet-18 (Bi-Real form) on ImageNet, the network of FDA-BNN's Table 5.
 
-Paper: FDA-BNN 60.2 % top-1, baseline (Bi-Real Net + PReLU) 59.0 % (one run each). Recipe of section
-3.3: Adam (its first momentum 0.9), learning rate 1e-3, no weight decay; cross-entropy; random
-crops and mirror images. Epochs, batch size and schedule are not given there: 256, 512 and linear to
-0 are those of Bi-Real Net's released code, whose label smoothing (0.1) and change of colours are
-left out, for the paper names neither. That code starts binary weights between 0 and 0.001, all of
-one sign; here they start from He's normal initialisation, with both signs and a mean magnitude of
-0.048 where 64 channels come in and 0.017 where 512 do. Not yet measured here.
+Paper: FDA-BNN 60.2 % top-1, baseline (Bi-Real Net + PReLU) 59.0 % (number of runs not given).
+Recipe of section 3.3: Adam (its first momentum 0.9), learning rate 1e-3, no weight decay;
+cross-entropy; random crops and mirror images. Epochs, batch size and schedule are not given there:
+256, 512 and linear to 0 are those of Bi-Real Net's released code, whose label smoothing (0.1) and
+change of colours are left out, for the paper names neither. That code starts binary weights between
+0 and 0.001, all of one sign; here they start from He's normal initialisation, with both signs and a
+mean magnitude of 0.048 where 64 channels come in and 0.017 where 512 do. Not yet measured here.
 
 The paper's row differs from its baseline by the gradient of the sign and the noise module. Here
 `fda` has a scale for the layer, which does not multiply the weights' gradient, and `bireal_prelu`

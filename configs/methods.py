@@ -219,7 +219,9 @@ STAGES = {
             "optimizer": {"learning_rate": 0.1 * learning_rate},
         },
     },
-    # FDA-BNN counts 120 epochs more for LNS than its own 400; the learning rate is our choice.
+    # FDA-BNN counts 120 epochs more for LNS than its own 400. LNS's own paper starts these at a
+    # learning rate of 0.01 after 0.1 and has no weight decay (as https://ri.k117.org quotes its
+    # experiments on CIFAR-10); here weight decay is the run's.
     "lns": lambda learning_rate: {
         "stage1": {"epochs_share": 400 / 520, "method": {"stage": "sign"}},
         "stage2": {"optimizer": {"learning_rate": 0.1 * learning_rate}},

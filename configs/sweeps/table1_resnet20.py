@@ -1,9 +1,10 @@
 """Does FDA-BNN end above the methods of FDA-BNN's Table 1 on ResNet-20?
 
 CIFAR-10, ResNet-20 in its plain form (one shortcut round two convolutions), the recipe of section
-3.1 for all methods alike; published values are of that form too. Here "dorefa" is what the paper
-calls its baseline. TBN has activations of three values; LNS trains in two stages, both within the
-epochs of a run, where the paper gives it 120 more.
+3.1 for all methods alike. FDA-BNN's own value is of that form, too, by its released code; for the
+others the paper says "ResNet-20" and no more. Here "dorefa" is what it calls its baseline. TBN has
+activations of three values; LNS trains in two stages, both within the epochs of a run, where the
+paper gives it 120 more.
 
 Budget: 8 runs of 400 epochs a seed; --budget=0.02 makes it 8 epochs.
 

@@ -37,6 +37,7 @@ def convolve(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
     the shape. They add up in another order, and 3 x 3 kernels of many channels at stride 1 by
     Winograd's minimal filtering (Lavin & Gray 2016), which is without rounding for products of
     signs, as the literal sum is; a NaN or an infinity may spread to the next pixel there.
+    Forward-mode differentiation raises JAX's TypeError for custom_vjp functions.
 
     Args:
       x: (batch, height, width, channels) float array.

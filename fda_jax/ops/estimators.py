@@ -32,7 +32,8 @@ class Fourier(Estimator):
     Attributes:
       omega: radians per unit of x, > 0.
       window: half-width of the interval with a slope, > 0; infinite for no window. The series is
-        periodic: between pi / (2 omega) and 3 pi / (2 omega) its slope is mostly negative.
+        periodic: at pi / omega its slope has a negative peak, -4 omega N / pi, and from
+        pi / (2 omega) to 3 pi / (2 omega) the series falls from about 1 to about -1.
       num_terms_start: N at progress 0, >= 1.
       num_terms_end: N at progress 1, >= num_terms_start.
 
@@ -56,7 +57,7 @@ class Fourier(Estimator):
         if self.num_terms_end > MOST_TERMS:
             raise ValueError(
                 f"num_terms_end is {self.num_terms_end}, but the slope's peak grows with it: use "
-                f"at most {MOST_TERMS} (the paper trains with 10 to 19)"
+                f"at most {MOST_TERMS} (the paper's sums have 10 to 19)"
             )
         _check_window(self.window)
 
@@ -182,7 +183,8 @@ class RotationAware(Estimator):
     Slope: max(0, k (sqrt(2) t - t^2 |x|)) with k = max(1 / t, 1)
     Twin:  k (sqrt(2) t c - t^2 c |c| / 2) with c = clip(x, -sqrt(2) / t, sqrt(2) / t)
     Source: Lin et al. 2020 (arXiv 2009.13055). t grows from `t_start` to `t_end` in equal ratios.
-      `sharp` is what the authors' code does for activations: max(t, 1) in place of t, so k = 1.
+      `sharp` is what the authors' code for ImageNet does for activations: max(t, 1) in place of t,
+      so k = 1. Their code for CIFAR-10 has the slope of the weights there.
 
     The twin reaches +-k at the ends of its slope, +-sqrt(2) / t, and stays there.
 

@@ -130,7 +130,7 @@ def check_series(num_terms: object, omega: object) -> None:
     if not isinstance(num_terms, Tracer) and not np.all(np.asarray(num_terms) >= 1):
         raise ValueError(
             f"num_terms is {num_terms}, but a truncated series keeps at least 1 term: "
-            "use a whole number >= 1 (the paper trains with 10 to 19)"
+            "use a whole number >= 1 (the paper's sums have 10 to 19)"
         )
     if not isinstance(omega, Tracer):
         values = np.asarray(omega, np.float64)

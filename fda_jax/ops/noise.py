@@ -50,6 +50,8 @@ def noise(t: jax.Array, w1: jax.Array, w2: jax.Array, kind: str, slope: float) -
               dW2 = relu(t W1)^T g
     Source:   [FDA Eqs. 13, 15-17]. The paper writes [t W1 >= 0]; at exactly 0 we take 0.
 
+    Forward-mode differentiation raises JAX's TypeError for custom_vjp functions.
+
     Args:
       t: (..., d) float array.
       w1: (d, hidden).

@@ -21,6 +21,7 @@ def batch_norm(
 
     Only x and numbers of a channel are kept for the backward pass. The variance is the mean of
     squares less the square of the mean, in float32.
+    Forward-mode differentiation raises JAX's TypeError for custom_vjp functions.
 
     Args:
       x: (..., channels) float array.
