@@ -92,9 +92,9 @@ def build(
 
     `model.apply(variables, images_bhwc, train=False)` gives logits; training also passes
     `progress` and `mutable=["batch_stats"]`. The first convolution and the last dense layer are
-    real, as in FDA-BNN and most of the papers (BinaryNet's code makes both binary). Projections in
-    shortcuts are real, too, as in all rows of FDA-BNN's Table 5 but ABC-Net's and BinaryNet's (its
-    section 3.3).
+    real, as in FDA-BNN and most of the papers (the code of BinaryConnect, BinaryNet and ProxQuant
+    makes both binary). Projections in shortcuts are real, too, as in all rows of FDA-BNN's Table 5
+    but ABC-Net's and BinaryNet's (its section 3.3).
 
     Args:
       name: one of `MODELS`.
