@@ -6,6 +6,7 @@ import re
 import pytest
 
 from fda_jax import layers, models, ops
+from fda_jax.training import optimizer
 from tests.conftest import REPOSITORY
 
 BLOCK = re.compile(r"^```pycon\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -15,6 +16,7 @@ OBJECTS = {
     for module in (ops, layers, models)
     for name in module.__all__
 }
+OBJECTS["fda_jax.training.optimizer.with_latent_rule"] = optimizer.with_latent_rule
 DOCSTRINGS = [name for name, thing in OBJECTS.items() if ">>> " in (thing.__doc__ or "")]
 
 

@@ -133,13 +133,39 @@ def make_optimizer(
     else:
         parts = (*limits, optax.scale_by_adam(), decay)
     optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
-    return optimizer if latent_rule is None else _with_latents(optimizer, latent_rule, total_steps)
+    if latent_rule is None:
+        return optimizer
+    return with_latent_rule(optimizer, latent_rule, total_steps=total_steps)
 
 
-def _with_latents(
-    optimizer: optax.GradientTransformation, rule: ops.LatentRule, total_steps: int
+def with_latent_rule(
+    optimizer: optax.GradientTransformation, rule: ops.LatentRule, *, total_steps: int
 ) -> optax.GradientTransformation:
-    """Let a rule decide what the optimizer's step does to latent weights."""
+    """Let a rule decide what an optimizer's step does to latent weights.
+
+    Args:
+      optimizer: any of optax, the learning rate included; its steps of other parameters stay.
+      rule: of a method, see `Method.latent_rule`.
+      total_steps: length of the run, by which the rule knows the progress, >= 1.
+
+    Returns:
+      An `optax.GradientTransformation` of trees of parameters, whose `update` needs `params`.
+
+    Raises:
+      ValueError: by `update`, without `params`.
+
+    Examples:
+      >>> import jax.numpy as jnp, optax
+      >>> from fda_jax import layers
+      >>> from fda_jax.training.optimizer import with_latent_rule
+      >>> method = layers.make_method("binaryconnect")
+      >>> optimizer = with_latent_rule(optax.sgd(0.1), method.latent_rule, total_steps=1000)
+      >>> params = {"conv": {"latent_kernel": jnp.array([0.95])}}
+      >>> updates, _ = optimizer.update({"conv": {"latent_kernel": jnp.array([-1.0])}},
+      ...                               optimizer.init(params), params)
+      >>> float(optax.apply_updates(params, updates)["conv"]["latent_kernel"][0])  # not 1.05
+      1.0
+    """
 
     def latents(tree: Any) -> list[jax.Array]:
         tree = unpacked(tree)
@@ -154,6 +180,10 @@ def _with_latents(
     def update(
         updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
+        if params is None:
+            raise ValueError(
+                "a rule for latent weights needs to see them: call update(gradients, state, params)"
+            )
         inner, step, memories = cast(tuple[Any, jax.Array, list[Any]], state)
         gradients = latents(updates)
         updates, inner = optimizer.update(updates, inner, params)

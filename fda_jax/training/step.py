@@ -361,9 +361,7 @@ def make_eval_step(
 
 
 def _average(average: Any, value: Any, decay: float) -> Any:
-    if not average:
-        return average
-    return jax.tree.map(lambda a, v: decay * a + (1.0 - decay) * v, average, value)
+    return optax.incremental_update(value, average, 1.0 - decay) if average else average
 
 
 def _weight_quantizer(model: nn.Module) -> Quantizer | None:

@@ -7,10 +7,11 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fda_jax import ops
-from fda_jax.training.optimizer import make_optimizer, make_schedule
+from fda_jax.training.optimizer import make_optimizer, make_schedule, with_latent_rule
 
 BASE = {"learning_rate": 0.1, "total_steps": 100, "warmup_steps": 0}
 SGD = {
@@ -250,3 +251,10 @@ def test_bop_flips_each_layer_by_its_own_average_whatever_the_optimizer():
         for params, expected in zip(seen, signs, strict=True):
             np.testing.assert_array_equal(params["conv2"]["latent_kernel"], [expected])
             np.testing.assert_array_equal(params["conv1"]["latent_kernel"], [1, -1])
+
+
+def test_a_rule_for_latent_weights_needs_to_see_them():
+    optimizer = with_latent_rule(optax.sgd(0.1), ops.ClipLatents(), total_steps=10)
+    params = {"conv": {"latent_kernel": jnp.ones(2)}}
+    with pytest.raises(ValueError, match=r"call update\(gradients, state, params\)"):
+        optimizer.update(params, optimizer.init(params))
