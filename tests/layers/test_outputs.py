@@ -44,7 +44,12 @@ def test_a_layer_has_the_scales_of_its_output_and_they_learn() -> None:
     layer = BinaryConv(4, strides=2, method="xnor_net_pp")
     a = np.random.default_rng(1).normal(size=(2, 5, 9, 3)).astype(np.float32)
     params = jax.jit(layer.init)(jax.random.key(0), a)["params"]
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(layer.apply({"params": p}, a, train=True) ** 2)))
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        return jnp.sum(layer.apply({"params": params}, a, train=True, progress=0.5) ** 2)
+
     shapes = {name: leaf.shape for name, leaf in params["output"].items()}
     assert shapes == {"channel": (4,), "height": (3,), "width": (5,)}
     assert all(np.all(leaf != 0) for leaf in gradient(params)["output"].values())

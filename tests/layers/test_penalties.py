@@ -37,7 +37,8 @@ def test_the_penalty_of_a_row_reaches_the_loss_in_training_alone() -> None:
 
     def sown(train: bool):
         params = {"params": {"latent_kernel": W}}
-        return layer.apply(params, a, train=train, mutable=["penalties"])[1].get("penalties", {})
+        sown = layer.apply(params, a, train=train, progress=0.5, mutable=["penalties"])[1]
+        return sown.get("penalties", {})
 
     (penalty,) = jax.tree.leaves(sown(train=True))
     np.testing.assert_allclose(penalty, TowardsScale("l2", 0.5)(W, 0.0), rtol=1e-6)
