@@ -1,6 +1,7 @@
 """Sweeps: what a file asks for is what is trained, whatever happens on the way."""
 
 import ast
+import functools
 import importlib
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 import pytest
 
 from fda_jax import experiment, report
-from fda_jax.experiment import loop, run, sweep
+from fda_jax.experiment import inherit, loop, run, sweep
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.setup import ConfigError
 from tests.conftest import REPOSITORY
@@ -28,6 +29,14 @@ SMALL = [
     "optimizer.learning_rate=0.5",
     "optimizer.schedule=constant",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks_are_traced_once():
+    """However many runs have the same one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inherit, "variable_shapes", functools.cache(inherit.variable_shapes))
+        yield
 
 
 @pytest.fixture
@@ -385,8 +394,8 @@ def test_the_header_of_a_sweep_states_its_question_its_budget_and_its_command(pa
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_run_of_a_sweep_can_be_built(path):
-    # The digits stand in for images that are not there, with a network that takes them.
-    digits = {"model.name": "resnet_digits", "data.name": "digits", "data.limit": "0"}
+    # The digits stand in for images that are not there, with a network that takes them quickly.
+    digits = {"model.name": "tiny", "data.name": "digits", "data.limit": "0"}
     asked = sweep.read(path, [f"{key}={value}" for key, value in digits.items()])
     sweep._check(asked, asked.runs)
 
