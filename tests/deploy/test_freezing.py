@@ -33,11 +33,15 @@ several = pytest.mark.parametrize(
 
 def trained(model, shape, key):
     """Variables that are not those of the start: other statistics, other scales."""
-    images = jnp.zeros((1, *shape))
-    variables = jax.jit(lambda: model.init(key, images))()
-    return jax.tree.map(
-        lambda leaf: leaf + jax.random.uniform(key, leaf.shape, minval=0.01, maxval=0.1), variables
-    )
+
+    @jax.jit
+    def make(key):
+        def moved(leaf):
+            return leaf + jax.random.uniform(key, leaf.shape, minval=0.01, maxval=0.1)
+
+        return jax.tree.map(moved, model.init(key, jnp.zeros((1, *shape))))
+
+    return make(key)
 
 
 def pictures(shape, key, number=5):

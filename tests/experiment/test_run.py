@@ -1,5 +1,6 @@
 """Whole small runs: what they leave behind, how they resume, what stops them."""
 
+import functools
 import json
 import math
 import os
@@ -99,9 +100,8 @@ def test_effective_weights_of_a_trained_network_are_exactly_two_valued(whole):
     state, *_ = arrays(whole[0])
     built = setup.build(small_config())
     images = built.preprocessing.evaluate(built.dataset.test.images[:4])
-    _, captured = built.model.apply(
-        state.inference_variables(), images, mutable=["effective_weights"]
-    )
+    apply = jax.jit(functools.partial(built.model.apply, mutable=["effective_weights"]))
+    _, captured = apply(state.inference_variables(), images)
     kernels = jax.tree.leaves(captured)
     assert len(kernels) == 2
     for kernel in kernels:
@@ -174,6 +174,7 @@ def test_a_run_stopped_by_a_signal_inside_an_epoch_ends_as_if_it_never_was(
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     config = small_config(**{"optimizer.schedule": "step", "optimizer.boundary_epochs": (1.0,)})
     config["optimizer"]["boundary_factor"] = 1e38
+    config["method"] = {"name": "ste", "scale": "layer", "window": 1.5}
     with pytest.raises(experiment.NonFiniteError) as error:
         experiment.train(config, tmp_path / "run")
     message = str(error.value)

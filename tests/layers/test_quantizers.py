@@ -1,6 +1,7 @@
 """Quantizers: scales, and both readings of the noise module, against float64 numpy."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -52,21 +53,25 @@ class Case:
     def back(self, rows, shape):
         return (rows if self.operand == "activation" else rows.T).reshape(shape)
 
-    def gradients(self, x, w1, w2, g, progress=PROGRESS, train=True):
+    def gradients(self, x, w1, w2, g, progress=PROGRESS):
         """Value, and gradients by x and both matrices."""
+        return self.compiled(x, w1, w2, g, progress)
 
-        def apply(x, w1, w2):
-            params = {"params": {"noise": {"w1": w1, "w2": w2}}}
-            return self.module.apply(params, x, train=train, progress=progress)
-
+    @functools.cached_property
+    def compiled(self):
         @jax.jit
-        def both(x, w1, w2, g):
+        def both(x, w1, w2, g, progress):
+            def apply(x, w1, w2):
+                params = {"params": {"noise": {"w1": w1, "w2": w2}}}
+                return self.module.apply(params, x, train=True, progress=progress)
+
             value, pullback = jax.vjp(apply, x, w1, w2)
             return value, pullback(g)
 
-        return both(x, w1, w2, g)
+        return both
 
 
+@functools.cache
 def case(operand: str, **knobs: object) -> Case:
     return Case(Quantizer(RULE, noise=dataclasses.replace(NOISE, **knobs)), operand)
 
@@ -202,8 +207,10 @@ def test_the_modules_vectors_are_what_the_axes_say() -> None:
         (WeightQuantizer(quantizer), w, lambda x: x.reshape(6, 12, 5), (0, 2, 1)),
     ]
     for module, x, flat, order in cases:
-        value = module.apply(params, x, train=True, progress=PROGRESS)
-        noise = ops.noise(jnp.transpose(flat(x), order), w1, w2, "sine", 0.3)
+        apply = functools.partial(module.apply, train=True, progress=PROGRESS)
+        noise_of = functools.partial(ops.noise, kind="sine", slope=0.3)
+        value = jax.jit(apply)(params, x)
+        noise = jax.jit(noise_of)(jnp.transpose(flat(x), order), w1, w2)
         expected = signs(x) + ALPHA * np.transpose(noise, order).reshape(x.shape)
         np.testing.assert_allclose(value, expected, rtol=0, atol=1e-5)
         shapes = jax.eval_shape(lambda m=module, x=x: m.init(KEY, x, train=True, progress=0.0))
@@ -305,17 +312,19 @@ def test_a_scale_outside_of_the_gradient_is_in_the_weights_and_nowhere_else(scal
             ("none", "none", True),
         )
     }
-    variables = made["none"].init(KEY, w, train=True, progress=PROGRESS)
+    initialize = functools.partial(made["none"].init, train=True, progress=PROGRESS)
+    variables = jax.jit(initialize)(KEY, w)
 
-    def values(module):
-        weights, pull = jax.vjp(
-            lambda variables, w: module.apply(variables, w, train=True, progress=PROGRESS),
-            variables,
-            w,
-        )
-        return weights, pull(g)
+    @jax.jit
+    def values(variables, w, g):
+        def of(module):
+            apply = functools.partial(module.apply, train=True, progress=PROGRESS)
+            weights, pull = jax.vjp(apply, variables, w)
+            return weights, pull(g)
 
-    inside, outside, none = (values(made[name]) for name in ("inside", "outside", "none"))
+        return [of(made[name]) for name in ("inside", "outside", "none")]
+
+    inside, outside, none = values(variables, w, g)
     np.testing.assert_array_equal(outside[0], inside[0])
     parameters, latents = outside[1]
     if noise is None:
