@@ -262,7 +262,7 @@ def test_a_stage_starts_from_the_last_parameters_and_statistics_and_nothing_else
 
 def test_what_a_predecessor_leaves_out_starts_as_in_a_new_network_round_its_weights():
     method = layers.make_method("ste", scale="learned", scale_in_gradient=True)
-    model = nn.Sequential([layers.BinaryConv(5, method=method), nn.BatchNorm(True)])
+    model = nn.Sequential((layers.BinaryConv(5, method=method), nn.BatchNorm(True)))
     optimizer = setup.build(ordinary_config()).optimizer
 
     def start(seed, values=None):

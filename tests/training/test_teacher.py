@@ -77,8 +77,8 @@ def test_the_loss_and_its_gradient_are_the_weighted_means_of_labels_and_teacher(
 def test_the_teacher_sees_the_augmented_images_of_the_step_and_answers_by_inference():
     _, knowledge = taught(1.0)
     _, logits, losses, _ = gradient(1.0)
-    images = PREPROCESSING.train(examples().images, KEY, jnp.arange(8))
-    wanted = Tiny().apply(knowledge, images, train=False, progress=1.0)
+    images = jax.jit(PREPROCESSING.train)(examples().images, KEY, jnp.arange(8))
+    wanted = jax.jit(functools.partial(Tiny().apply, train=False, progress=1.0))(knowledge, images)
     np.testing.assert_allclose(
         losses, distillation(jnp.array(logits), wanted, temperature=2.0), rtol=1e-4, atol=1e-6
     )
