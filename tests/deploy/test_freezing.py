@@ -127,7 +127,7 @@ def test_a_network_of_16_bit_arithmetic_can_be_frozen(key):
 def fda():
     """Variables of a network, and the frozen one."""
     model = tiny(method=make_method("fda"))
-    variables = trained(model, SHAPE, jax.random.key(0))
+    variables = trained(model, SHAPE, jax.random.key(0, impl="rbg"))
     return variables, frozen(model, variables, SHAPE)
 
 
