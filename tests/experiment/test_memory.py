@@ -9,7 +9,7 @@ import pytest
 
 from fda_jax import experiment, layers, ops
 from fda_jax.training.state import variable_shapes
-from tests.conftest import small_config
+from tests.conftest import STE, small_config
 from tests.experiment.conftest import arrays, rows
 
 
@@ -38,6 +38,7 @@ def test_an_epoch_keeps_the_state_that_it_ended_with(history):
 
 def test_the_test_set_is_read_when_the_plan_says():
     config = small_config(**{"train.epochs": 3, "eval.every_epochs": 2})
+    config["method"] = STE
     tested = [epoch.test is not None for epoch in experiment.epochs(experiment.build(config))]
     assert tested == [True, False, True, True]
 
@@ -56,6 +57,7 @@ def test_a_method_that_has_no_row_takes_the_place_of_the_configurations():
 def test_a_loss_that_is_not_finite_ends_it():
     config = small_config(**{"optimizer.schedule": "step", "optimizer.boundary_epochs": (1.0,)})
     config["optimizer"]["boundary_factor"] = 1e38
+    config["method"] = STE
     number, seen = operator.attrgetter("number"), []
     with pytest.raises(experiment.NonFiniteError, match=r"step [78] is not finite.*learning_rate"):
         seen.extend(map(number, experiment.epochs(experiment.build(config))))

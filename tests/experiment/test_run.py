@@ -17,7 +17,7 @@ from fda_jax import experiment, models
 from fda_jax.experiment import diagnose, findings, loop, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
-from tests.conftest import small_config
+from tests.conftest import STE, small_config
 from tests.experiment.conftest import arrays, assert_same_run, rows
 
 
@@ -174,7 +174,7 @@ def test_a_run_stopped_by_a_signal_inside_an_epoch_ends_as_if_it_never_was(
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     config = small_config(**{"optimizer.schedule": "step", "optimizer.boundary_epochs": (1.0,)})
     config["optimizer"]["boundary_factor"] = 1e38
-    config["method"] = {"name": "ste", "scale": "layer", "window": 1.5}
+    config["method"] = STE
     with pytest.raises(experiment.NonFiniteError) as error:
         experiment.train(config, tmp_path / "run")
     message = str(error.value)

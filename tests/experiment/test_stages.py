@@ -23,12 +23,11 @@ from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.shipping import release
 from fda_jax.training.checkpoints import Checkpoints
 from fda_jax.training.state import init_state
-from tests.conftest import REPOSITORY, small_config
+from tests.conftest import REPOSITORY, STE, small_config
 from tests.experiment.conftest import CLOCK, rows
 
 # They differ in what leaves the compiled functions alone: one compilation is for both.
 STAGES = {"stage1": {"epochs_share": 0.5, "eval": {"flips": False}}, "stage2": {}}
-STE = {"name": "ste", "scale": "layer", "window": 1.5}
 
 
 def staged_config(parts=STAGES, **changes):

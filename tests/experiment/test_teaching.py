@@ -13,14 +13,14 @@ from fda_jax import experiment
 from fda_jax.experiment import saved, setup, stages, tables, teaching, together
 from fda_jax.experiment.loop import Stop
 from fda_jax.experiment.side_by_side import Job
-from tests.conftest import small_config
+from tests.conftest import STE, small_config
 from tests.experiment.conftest import arrays, assert_same_run, rows
 from tests.experiment.test_stages import nothing_is_compiled, staged_config  # noqa: F401
 
 
 def taught_config(**changes):
     changes = {"train.teacher": "real", "train.teacher_weight": 0.5, **changes}
-    return {**small_config(**changes), "method": {"name": "ste", "scale": "layer", "window": 1.5}}
+    return {**small_config(**changes), "method": STE}
 
 
 @pytest.fixture(scope="module")

@@ -172,42 +172,37 @@ def test_weights_are_soft_in_training_and_two_valued_at_inference() -> None:
         assert len(np.unique(np.abs(effective))) > 10
 
 
-@functools.cache
-def overfitted():
-    """Losses of a few steps on one batch, and the gradient of the first."""
-    model, labels = small("bnn_plus_plus"), np.arange(len(IMAGES)) % 3
-    optimizer, steps = optax.adam(1e-2), 40
-
-    def loss(params, progress):
-        logits, _ = model.apply(
-            {"params": params}, IMAGES, train=True, progress=progress, mutable=["batch_stats"]
-        )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-    @jax.jit
-    def step(params, state, progress):
-        value, gradient = jax.value_and_grad(loss)(params, progress)
-        updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(params, updates), state, value, gradient
-
-    params = initial("ste")  # the same for both
-    state, losses, first = optimizer.init(params), [], None
-    for t in range(steps):
-        params, state, value, gradient = step(params, state, 0.3 * t / steps)
-        first = first or gradient
-        losses.append(float(value))
-    return losses, first
+@jax.value_and_grad
+def loss_and_gradient(params, progress):
+    """Of one batch."""
+    logits, _ = small("bnn_plus_plus").apply(
+        {"params": params}, IMAGES, train=True, progress=progress, mutable=["batch_stats"]
+    )
+    labels = np.arange(len(IMAGES)) % 3
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 @pytest.mark.slow
 def test_it_overfits_a_batch() -> None:
-    losses, _ = overfitted()
+    optimizer, steps = optax.adam(1e-2), 40
+
+    @jax.jit
+    def step(params, state, progress):
+        value, gradient = loss_and_gradient(params, progress)
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(params, updates), state, value
+
+    params = initial("ste")  # the same for both
+    state, losses = optimizer.init(params), []
+    for t in range(steps):
+        params, state, value = step(params, state, 0.3 * t / steps)
+        losses.append(float(value))
     assert losses[0] > 0.7
     assert losses[-1] < 0.25 * losses[0]
 
 
 def test_gradients_reach_every_latent_weight_and_every_real_parameter() -> None:
-    _, gradient = overfitted()
+    _, gradient = jax.jit(loss_and_gradient)(initial("ste"), 0.0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         moved = np.mean(np.asarray(leaf) != 0)
         assert moved > 0.5, path

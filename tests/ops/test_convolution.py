@@ -40,6 +40,9 @@ def passes(convolution, x, w, stride, padding, seed=0):
     return y, *pull(g), g
 
 
+compiled_passes = jax.jit(passes, static_argnums=(0, 3, 4))
+
+
 def literal(x, w, g, stride, padding):
     """The sums of the docstring and their derivatives, in float64."""
     x, w, g = (np.asarray(array, np.float64) for array in (x, w, g))
@@ -64,7 +67,7 @@ def operands(batch, height, width, channels, filters, kernel, seed=0, dtype=jnp.
 
 
 def assert_equal_passes(x, w, stride, padding):
-    *ours, g = jax.jit(passes, static_argnums=(0, 3, 4))(ops.convolve, x, w, stride, padding)
+    *ours, g = compiled_passes(ops.convolve, x, w, stride, padding)
     for mine, reference in zip(ours, literal(x, w, g, stride, padding), strict=True):
         largest = np.max(np.abs(reference), initial=1.0)
         np.testing.assert_allclose(mine, reference, atol=2e-5 * largest, rtol=0)
@@ -154,9 +157,9 @@ def test_training_calls_our_kernels_and_inference_does_not():
 def test_a_batch_of_networks_is_a_loop_over_each():
     x, w = operands(2, 8, 8, 16, 32, (3, 3))
     weights = jnp.stack([w, 2 * w, -w])
-    together = jax.vmap(lambda w: passes(ops.convolve, x, w, 1, SAME))(weights)
+    together = jax.jit(jax.vmap(lambda w: passes(ops.convolve, x, w, 1, SAME)))(weights)
     for i, one in enumerate(weights):
-        alone = passes(ops.convolve, x, one, 1, SAME)
+        alone = compiled_passes(ops.convolve, x, one, 1, SAME)
         chex.assert_trees_all_equal(jax.tree.map(lambda a, i=i: a[i], together), alone)
 
 
@@ -190,7 +193,7 @@ def test_shifted_products_are_the_gradient_of_many_channels(monkeypatch):
 
 def test_a_nan_comes_through_every_pass():
     x, w = operands(1, 8, 8, 16, 16, (3, 3))
-    y, dx, dw, _ = passes(
+    y, dx, dw, _ = compiled_passes(
         ops.convolve, x.at[0, 3, 3, 5].set(jnp.nan), w.at[1, 1, 2, 2].set(jnp.nan), 1, SAME
     )
     assert np.isnan(y).any()
@@ -333,7 +336,7 @@ def test_a_convolution_of_folded_pixels_is_the_convolution(
     def folded(x, w, stride, padding):
         return _folded(x, w, fold=fold, padding=padding)
 
-    y, dx, dw, g = passes(folded, x, w, 1, padding)
+    y, dx, dw, g = compiled_passes(folded, x, w, 1, padding)
     for got, wanted in zip((y, dx, dw), literal(x, w, g, 1, padding), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
 
