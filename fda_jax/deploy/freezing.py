@@ -175,8 +175,9 @@ def _kernels(
         with nn.intercept_methods(look):
             return model.apply(variables, images, mutable=["effective_weights"])[1]
 
-    found = flatten_dict(quantize(variables).get("effective_weights", {}))
-    kernels = {"/".join(path[:-1]): np.asarray(sown) for path, (sown,) in found.items()}
+    sown = quantize(variables).get("effective_weights", {})
+    found = cast(dict[Any, Any], flatten_dict(sown))
+    kernels = {"/".join(path[:-1]): np.asarray(kernel) for path, (kernel,) in found.items()}
     return kernels, methods
 
 
