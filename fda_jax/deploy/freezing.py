@@ -53,7 +53,7 @@ def freeze(
 
     Args:
       model: network whose `apply(variables, images)` makes logits; its binary layers are
-        `BinaryConv` and `BinaryDense`, each called once.
+        `BinaryConv` and `BinaryDense`.
       variables: its parameters and statistics.
       image_shape: height, width and channels of one image.
       mean: of each channel, see `data.normalize`.
@@ -108,7 +108,7 @@ def to_onnx(
 
     Args:
       model: network whose `apply(variables, images)` makes logits; its binary layers are
-        `BinaryConv` and `BinaryDense`, each called once.
+        `BinaryConv` and `BinaryDense`.
       variables: its parameters and statistics.
       image_shape: height, width and channels of one image.
       mean: of each channel, see `data.normalize`.
@@ -177,7 +177,7 @@ def _kernels(
 
     sown = quantize(variables).get("effective_weights", {})
     found = cast(dict[Any, Any], flatten_dict(sown))
-    kernels = {"/".join(path[:-1]): np.asarray(kernel) for path, (kernel,) in found.items()}
+    kernels = {"/".join(path[:-1]): np.asarray(calls[0]) for path, calls in found.items()}
     return kernels, methods
 
 

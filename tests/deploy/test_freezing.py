@@ -202,6 +202,8 @@ class Own(nn.Module):
     def __call__(self, x):
         first, second = self.methods
         x = nn.relu(layers.BinaryConv(8, method=first)(x))
+        twice = layers.BinaryConv(8, method=first, name="twice")
+        x = twice(twice(x))
         x = nn.BatchNorm(use_running_average=True)(x).mean((1, 2))
         return nn.Dense(3)(layers.BinaryDense(16, method=second)(x))
 
@@ -213,7 +215,7 @@ def test_a_network_of_ones_own_answers_as_its_model(methods, counts, key):
     model = Own(methods)
     variables = trained(model, SHAPE, key)
     network = frozen(model, variables, SHAPE)
-    assert set(network.facts["binary"]) == {"BinaryConv_0", "BinaryDense_0"}
+    assert set(network.facts["binary"]) == {"BinaryConv_0", "twice", "BinaryDense_0"}
     assert {layer["bits"] for layer in network.facts["binary"].values()} == {1}
     assert network.counts_bits == (counts and can_count)
     assert_same_answers(network, model, variables, pictures(SHAPE, key))
