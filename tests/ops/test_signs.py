@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fda_jax import ops
-from fda_jax.ops import native, signs
+from fda_jax.ops import native
 
 pytestmark = pytest.mark.skipif(
     native.kernels() is None, reason="no C++ compiler, or FDA_JAX_NATIVE=0"
@@ -193,7 +193,7 @@ def test_a_processor_with_fewer_instructions_counts_the_same(without, tmp_path, 
         x, is_positive = operands(*shape)
         w, bits = of_ones(is_positive)
         padding = SAME if shape[-1] == (3, 3) else ((0, 0), (0, 0))
-        monkeypatch.setattr(signs, "SIGNS", name)
+        monkeypatch.setattr(native, "SIGNS", name)
         y = jax.jit(lambda x, bits, p=padding: ops.convolve_signs(x, bits, 1, p))(x, bits)
         np.testing.assert_array_equal(y, literal(x, w, 1, padding))
 
