@@ -71,15 +71,16 @@ class BinaryConv(nn.Module):
           (batch, ceil(height / strides), ceil(width / strides), features), of `dtype`.
 
         Raises:
-          ValueError: another number of axes, unequal strides, or training without `progress`.
+          ValueError: another number of axes, sizes that are none or unequal strides, or training
+            without `progress`.
         """
         if a.ndim != 4:
             raise ValueError(
                 f"the array has shape {a.shape}, but BinaryConv takes (batch, height, width, "
                 "channels): add the missing axis, e.g. a[None] for one image"
             )
-        height, width = _pair(self.kernel_size)
-        strides, other = _pair(self.strides)
+        height, width = _pair("kernel_size", self.kernel_size)
+        strides, other = _pair("strides", self.strides)
         if strides != other:
             raise ValueError(f"strides are {self.strides}: use the same for both axes")
         shape = (height, width, a.shape[-1], self.features)
@@ -194,9 +195,11 @@ def _quantizer(
     return ordinary(quantizer, name=name, parent=layer)
 
 
-def _pair(sizes: int | Sequence[int]) -> tuple[int, int]:
-    height, width = (sizes, sizes) if isinstance(sizes, int) else sizes
-    return height, width
+def _pair(name: str, sizes: int | Sequence[int]) -> tuple[int, int]:
+    pair = (sizes, sizes) if isinstance(sizes, int) else tuple(sizes)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"{name} is {sizes}: use a whole number >= 1, or a pair of them")
+    return pair[0], pair[1]
 
 
 def _output(layer: BinaryConv | BinaryDense, y: jax.Array) -> jax.Array:

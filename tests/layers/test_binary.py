@@ -220,15 +220,17 @@ def test_sizes_are_numbers_or_pairs():
 
 
 @pytest.mark.parametrize(
-    ("strides", "shape", "message"),
+    ("sizes", "shape", "message"),
     [
-        ((1, 2), (1, 5, 5, 2), r"strides are \(1, 2\): use the same"),
-        (1, (5, 5, 2), r"shape \(5, 5, 2\), but BinaryConv takes .* a\[None\]"),
+        ({"strides": (1, 2)}, (1, 5, 5, 2), r"strides are \(1, 2\): use the same"),
+        ({"strides": 0}, (1, 5, 5, 2), "strides is 0: use a whole number >= 1"),
+        ({"kernel_size": (3,)}, (1, 5, 5, 2), r"kernel_size is \(3,\): use .* or a pair"),
+        ({}, (5, 5, 2), r"shape \(5, 5, 2\), but BinaryConv takes .* a\[None\]"),
     ],
 )
-def test_what_a_convolution_cannot_take_is_refused(strides, shape, message):
+def test_what_a_convolution_cannot_take_is_refused(sizes, shape, message):
     with pytest.raises(ValueError, match=message):
-        BinaryConv(3, strides=strides).init(KEY, jnp.zeros(shape))
+        BinaryConv(3, **sizes).init(KEY, jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("layer", [BinaryConv(3), BinaryDense(3)])
