@@ -24,8 +24,7 @@ import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
-# Tracing makes so many objects that looking for cycles among them every few hundred takes a sixth
-# of its time.
+# Tracing makes many objects, and looking for cycles among them every few hundred takes its time.
 gc.set_threshold(100_000, 20, 20)
 
 REPOSITORY = Path(__file__).resolve().parents[1]

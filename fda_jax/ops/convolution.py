@@ -7,13 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fda_jax.ops.native import (
-    FORWARD,
-    INPUT_GRADIENT,
-    WEIGHT_GRADIENT,
-    choose,
-    differentiated_as,
-)
+from fda_jax.ops.derivatives import differentiated_as
+from fda_jax.ops.native import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, choose
 
 # The largest stride that the kernel of the forward pass takes.
 _MOST_STRIDE = 2

@@ -26,6 +26,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from fda_jax.ops.derivatives import differentiated_as, varies_over
+
 SOURCE = Path(__file__).with_name("kernels") / "kernels.cc"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 FORWARD = "fda_jax_forward"
@@ -114,29 +116,6 @@ def choose(
     if cpu is None:
         return xla(*arguments)
     return jax.lax.platform_dependent(*arguments, cpu=cpu, default=xla)
-
-
-def differentiated_as(plain: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
-    """A function whose derivatives are those of another one that computes the same."""
-    function = jax.custom_jvp(call)
-    function.defjvp(lambda primals, tangents: jax.jvp(plain, primals, tangents))
-    return function
-
-
-def varies_over(array: jax.Array) -> frozenset[str]:
-    """The axes of a `jax.shard_map` over which an array differs from device to device."""
-    kind = jax.typeof(array)
-    newer = getattr(kind, "manual_axis_type", None)  # JAX 0.12
-    return frozenset(getattr(kind, "vma", ()) if newer is None else newer.varying)
-
-
-def cotangent_of(primal: jax.Array, cotangent: jax.Array) -> jax.Array:
-    """Sum a cotangent over the axes of a `jax.shard_map` over which its primal is the same.
-
-    That is what JAX's own derivatives do, and what it asks of a `jax.custom_vjp`.
-    """
-    axes = tuple(varies_over(cotangent) - varies_over(primal))
-    return jax.lax.psum(cotangent, axes) if axes else cotangent
 
 
 @functools.cache

@@ -6,7 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from fda_jax.ops.native import PERCEPTRON, PERCEPTRON_GRADIENT, choose, cotangent_of
+from fda_jax.ops.derivatives import cotangent_of
+from fda_jax.ops.native import PERCEPTRON, PERCEPTRON_GRADIENT, choose
 from fda_jax.ops.trigonometry import sine
 
 SHORTCUTS = ("none", "linear", "sine")

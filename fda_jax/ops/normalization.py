@@ -5,7 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from fda_jax.ops.native import CHANNEL_SUMS, choose, cotangent_of
+from fda_jax.ops.derivatives import cotangent_of
+from fda_jax.ops.native import CHANNEL_SUMS, choose
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

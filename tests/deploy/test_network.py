@@ -13,7 +13,7 @@ import pytest
 
 from fda_jax import deploy
 from fda_jax.layers import make_method
-from tests.deploy.test_freezing import SHAPE, frozen, pictures, tiny, trained
+from tests.deploy.test_freezing import SHAPE, can_count, frozen, pictures, tiny, trained
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_a_network_that_is_read_answers_as_the_one_that_was_written(network, pat
     np.testing.assert_array_equal(read(pictures(SHAPE, key)), network(pictures(SHAPE, key)))
 
 
-@pytest.mark.parametrize("arithmetic", ["bits", "real"])
+@pytest.mark.parametrize("arithmetic", ["bits", "real"] if can_count else ["real"])
 def test_a_network_may_be_called_first_within_a_compiled_function(path, key, arithmetic):
     images = pictures(SHAPE, key)
     wanted = deploy.load(path, arithmetic=arithmetic)(images)
@@ -53,8 +53,7 @@ def test_a_network_that_was_called_can_be_pickled_and_is_only_itself(network, ke
     wanted = network(images)
     again = pickle.loads(pickle.dumps(network))
     np.testing.assert_array_equal(again(images), wanted)
-    assert network == network
-    assert network != again
+    assert len({network, again, network}) == 2
 
 
 def test_the_same_network_is_the_same_file(network, path):

@@ -103,6 +103,27 @@ def plain(x, w, w1, w2):
     return jnp.mean(nn.max_pool(y, (2, 2), (2, 2)) ** 3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", layers.METHODS)
+def test_every_method_can_share_a_batch(method):
+    """It is traced; where a sum of signs is 0, rounding decides a gradient's values."""
+
+    def total(params, images, axis_name=None):
+        return loss(params, images, method, axis_name)
+
+    params = variables(method)["params"]
+    gradient = jax.grad(lambda *a: jax.lax.pmean(total(*a, "devices"), "devices"))
+    places = {"in_specs": (P(), P("devices")), "out_specs": P()}
+    shared = jax.shard_map(gradient, mesh=mesh(AxisType.Auto), **places)
+    assert jax.tree.map(jnp.shape, jax.eval_shape(shared, params, IMAGES)) == jax.tree.map(
+        jnp.shape, params
+    )
+    explicit = mesh(AxisType.Explicit)
+    images = jax.device_put(IMAGES, NamedSharding(explicit, P("devices")))
+    placed = jax.device_put(params, NamedSharding(explicit, P()))
+    jax.jit(jax.grad(total)).trace(placed, images)
+
+
 @pytest.mark.parametrize("switch", ["0", "1"])
 def test_real_layers_have_their_second_derivatives_whoever_computes_them(switch, monkeypatch):
     """Reverse over reverse: the Hessian times a vector."""

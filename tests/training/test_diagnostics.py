@@ -248,10 +248,7 @@ def test_every_device_gives_what_one_device_gives_on_the_whole_batch(examples):
 
 
 def shapes(model, method):
-    """What both functions return, as shapes: they are traced, and nothing is compiled.
-
-    Of one example, which has no halves whose gradients differ: those are loss and network again.
-    """
+    """What both functions return, as shapes: they are traced, and nothing is compiled."""
     optimizer = make_optimizer(
         name="sgd",
         schedule=lambda _: RATE,
@@ -276,8 +273,8 @@ def shapes(model, method):
         found, slopes = diagnose(state, images, labels, indices, key)
         return found, slopes, probe(state, images, labels, indices, key, slopes, key)
 
-    integers = np.zeros((1,), np.int32)
-    images = np.zeros((1, *SHAPE), np.uint8)
+    integers = np.zeros((BATCH,), np.int32)
+    images = np.zeros((BATCH, *SHAPE), np.uint8)
     return jax.eval_shape(both, jax.random.key(0), images, integers, integers[None])
 
 
