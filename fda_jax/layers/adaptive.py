@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
+from fda_jax.ops.derivatives import broadcast_like
 
 
 class AdaptiveWeights(nn.Module):
@@ -61,6 +62,6 @@ class AdaptiveActivations(nn.Module):
     @nn.compact
     def __call__(self, a: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
         """Quantize a (..., channels); same shape and dtype."""
-        alpha = self.param("alpha", nn.initializers.ones, (), jnp.float32).astype(a.dtype)
-        beta = self.param("beta", nn.initializers.zeros, (), jnp.float32).astype(a.dtype)
+        alpha = broadcast_like(self.param("alpha", nn.initializers.ones, (), jnp.float32), a)
+        beta = broadcast_like(self.param("beta", nn.initializers.zeros, (), jnp.float32), a)
         return alpha * ops.binarize((a - beta) / alpha, self.estimator, progress) + beta

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
+from fda_jax.ops.derivatives import broadcast_like
 
 SCALES = ("layer", "filter")
 
@@ -86,12 +87,13 @@ class ActivationBases(nn.Module):
     def __call__(self, a: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
         """Quantize a (..., channels); same shape and dtype."""
         start = [0.5 + u for u in _grid(self.bases, 1.0)]
-        shift = self.param("shift", lambda _: jnp.asarray(start, jnp.float32)).astype(a.dtype)
+        shift = self.param("shift", lambda _: jnp.asarray(start, jnp.float32))
         scale = self.param("scale", nn.initializers.ones, (self.bases,), jnp.float32)
         rule = ops.ClippedSTE(0.5)
         total = jnp.zeros((), a.dtype)
         for n in range(self.bases):
-            total += scale[n].astype(a.dtype) * ops.binarize(a + shift[n] - 0.5, rule, progress)
+            signs = ops.binarize(a + broadcast_like(shift[n], a) - 0.5, rule, progress)
+            total += broadcast_like(scale[n], a) * signs
         return total
 
 

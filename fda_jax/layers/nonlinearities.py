@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fda_jax.ops.derivatives import broadcast_like
+
 
 class PReLU(nn.Module):
     """PReLU with one slope for the layer: max(x, 0) + slope min(x, 0).
@@ -22,7 +24,7 @@ class PReLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x (..., channels) to the same shape and dtype."""
         slope = self.param("negative_slope", nn.initializers.constant(0.25), (), jnp.float32)
-        return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
+        return jnp.where(x > 0, x, broadcast_like(slope, x) * x)
 
 
 class RPReLU(nn.Module):
@@ -37,11 +39,12 @@ class RPReLU(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map x (..., channels) to the same shape and dtype."""
         shape, zeros = (x.shape[-1],), nn.initializers.zeros
-        shift_in = self.param("shift_in", zeros, shape, jnp.float32).astype(x.dtype)
-        shift_out = self.param("shift_out", zeros, shape, jnp.float32).astype(x.dtype)
+        shift_in = self.param("shift_in", zeros, shape, jnp.float32)
+        shift_out = self.param("shift_out", zeros, shape, jnp.float32)
         slope = self.param("negative_slope", nn.initializers.constant(0.25), shape, jnp.float32)
-        x = x - shift_in
-        return jnp.where(x > 0, x, slope.astype(x.dtype) * x) + shift_out
+        x = x - broadcast_like(shift_in, x)
+        rectified = jnp.where(x > 0, x, broadcast_like(slope, x) * x)
+        return rectified + broadcast_like(shift_out, x)
 
 
 class Maxout(nn.Module):
@@ -58,7 +61,7 @@ class Maxout(nn.Module):
         shape, constant = (x.shape[-1],), nn.initializers.constant
         positive = self.param("positive_slope", constant(1.0), shape, jnp.float32)
         negative = self.param("negative_slope", constant(0.25), shape, jnp.float32)
-        return jnp.where(x >= 0, positive.astype(x.dtype) * x, negative.astype(x.dtype) * x)
+        return jnp.where(x >= 0, broadcast_like(positive, x) * x, broadcast_like(negative, x) * x)
 
 
 class _Function(nn.Module):

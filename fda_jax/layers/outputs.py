@@ -4,6 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fda_jax.ops.derivatives import broadcast_like
+
 SHAPES = ("channel", "channel_height_width")
 
 
@@ -43,7 +45,7 @@ class OutputScale(nn.Module):
                 )
             scale = scale * self._vector("width", y.shape[2])[:, None]
             scale = scale * self._vector("height", y.shape[1])[:, None, None]
-        return y * scale.astype(y.dtype)
+        return y * broadcast_like(scale, y)
 
     def _vector(self, name: str, size: int) -> jax.Array:
         return self.param(name, nn.initializers.ones, (size,), jnp.float32)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from fda_jax import ops
 from fda_jax.layers.quantizers import ActivationQuantizer, Quantizer
+from fda_jax.ops.derivatives import broadcast_like
 
 
 class ShiftedSign(nn.Module):
@@ -33,4 +34,4 @@ class ShiftedSign(nn.Module):
         """Quantize a (..., channels); same shape and dtype."""
         shift = self.param("shift", nn.initializers.zeros, (a.shape[-1],), jnp.float32)
         sign = ActivationQuantizer(self.quantizer, name="sign")
-        return sign(a + shift.astype(a.dtype), train=train, progress=progress)
+        return sign(a + broadcast_like(shift, a), train=train, progress=progress)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from fda_jax.layers import BinaryDense, Method, make_method, nonlinearity
 from fda_jax.models.common import check_images, classifier
+from fda_jax.ops.derivatives import broadcast_like
 
 # Standard deviation of the initial class token and position embeddings. DeiT's 0.02 would drown in
 # the blocks' outputs, which the normalisations behind binary layers bring to a variance of 1.
@@ -77,10 +78,10 @@ class VisionTransformer(nn.Module):
         x = patches.reshape(patches.shape[0], -1, self.width)
         init = nn.initializers.normal(EMBEDDING_STD)
         token = self.param("class_token", init, (1, 1, self.width), jnp.float32)
-        token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.width))
+        token = broadcast_like(token, jax.lax.slice_in_dim(x, 0, 1, axis=1))
         x = jnp.concatenate([token, x], axis=1)
         position = self.param("position_embedding", init, (1, *x.shape[1:]), jnp.float32)
-        x = x + position.astype(self.dtype)
+        x = x + broadcast_like(position, x)
         for block in range(self.depth):
             x = EncoderBlock(
                 num_heads=self.num_heads,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def differentiated_as(plain: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any]:
@@ -27,3 +28,20 @@ def cotangent_of(primal: jax.Array, cotangent: jax.Array) -> jax.Array:
     """
     axes = tuple(varies_over(cotangent) - varies_over(primal))
     return jax.lax.psum(cotangent, axes) if axes else cotangent
+
+
+def broadcast_like(parameter: jax.Array, x: jax.Array) -> jax.Array:
+    """A parameter at every element of an array that it multiplies or is added to.
+
+    Written before it is rounded to the array's dtype, so that its gradient, a sum over all those
+    elements, is taken in the parameter's: a sum of thousands of bfloat16 stands still where it is
+    some 256 times as large as its next term.
+
+    Args:
+      parameter: float32, of a shape that broadcasts to that of x.
+      x: float array.
+
+    Returns:
+      The parameter, shaped and typed like x.
+    """
+    return jnp.broadcast_to(parameter, x.shape).astype(x.dtype)
