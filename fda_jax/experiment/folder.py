@@ -11,8 +11,6 @@ from fda_jax.experiment import lock
 
 # Where the data lie, how fast they are read and who looks on change no result.
 FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnostics.probes")
-
-
 # Keys of the group train that came later, at the values that say what was done without them.
 LATER_KEYS = {"teacher": "", "teacher_weight": 1.0, "teacher_temperature": 1.0}
 # What result.json has at least.
@@ -69,6 +67,11 @@ class RunFolder:
         self.make()
         recorded = self.config()
         if recorded is None:
+            if (self.path / "sweep.json").exists():
+                raise WorkdirError(
+                    f"the folder {self.path} holds a sweep, not a single run: choose another "
+                    "--workdir"
+                )
             if self._has_checkpoints():
                 raise WorkdirError(
                     f"the folder {self.path} has checkpoints but no config.json, so they cannot be "
@@ -81,10 +84,15 @@ class RunFolder:
             self._vacate()
             self.write("config.json", dict(config))
         elif different:
+            remedy = (
+                "Choose another --workdir, or the old configuration to resume that run"
+                if self.result() is None
+                else "That run is finished: choose another --workdir, and set "
+                f"--config.train.init_from={self.path} to start from its parameters"
+            )
             raise WorkdirError(
                 f"the folder {self.path} holds a run of another configuration: "
-                f"{'; '.join(different[:5])}. Choose another --workdir, or the old configuration "
-                "to resume that run"
+                f"{'; '.join(different[:5])}. {remedy}"
             )
 
     def claim_data(self, facts: Mapping[str, Any], keys: Sequence[str] | None = None) -> None:
@@ -258,6 +266,8 @@ class RunFolder:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
             raise WorkdirError(
                 f"{path} could not be written ({error.strerror}); what was there is untouched: "
                 "free some space and start the same command again"

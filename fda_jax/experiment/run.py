@@ -118,12 +118,14 @@ def begun(
       name: of the run on the terminal, see `Terminal`.
 
     Raises:
-      WorkdirError: another process trains there.
+      WorkdirError: another process trains there, or has left another run there.
     """
     with ExitStack() as stack:
         refusal = None
         try:
             stack.enter_context(folder.locked())
+            # Another process may have made the folder its run's until now.
+            folder.claim(config)
         except WorkdirError as error:
             refusal = error
         if devices.any_process(refusal is not None):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+
+# Where checkpoints go that are not kept, in one piece, before they are taken apart.
+_DROPPED = "dropped"
 
 
 class CheckpointError(RuntimeError):
@@ -40,6 +44,7 @@ class Checkpoints:
                 # An asynchronous save reports a full disk one save too late.
                 enable_async_checkpointing=False,
                 preservation_policy=_LastAnd(self._kept),
+                todelete_subdir=_DROPPED,
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
                 ),
@@ -100,6 +105,7 @@ class Checkpoints:
                 f"{_first_line(error)}. Checkpoints before it are untouched: free some space (or "
                 "make the folder writable) and start the same command again"
             ) from error
+        shutil.rmtree(self.folder / _DROPPED, ignore_errors=True)
 
     def restore(self, like: Any, step: int) -> tuple[Any, dict[str, Any]]:
         """Read a checkpoint.

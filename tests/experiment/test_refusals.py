@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fda_jax import data, experiment
-from fda_jax.experiment import setup, stages
+from fda_jax.experiment import run, setup, stages
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from tests.conftest import REPOSITORY, small_config
 
@@ -149,6 +149,34 @@ def test_a_folder_that_holds_another_run_is_refused_and_left_alone(tmp_path):
     assert "seed was 0 and is 3" in message
     assert "--workdir" in message
     assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_another_configuration_of_a_finished_run_is_told_how_to_go_on(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.claim(small_config())
+    folder.write("result.json", {"last_test_accuracy": 0.9, "best_test_accuracy": 0.9})
+    with pytest.raises(WorkdirError, match=f"finished.*train.init_from={tmp_path}"):
+        folder.claim(small_config(seed=3))
+
+
+def test_a_single_run_does_not_move_into_a_sweep(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write("sweep.json", {})
+    with pytest.raises(WorkdirError, match="holds a sweep"):
+        folder.claim(small_config())
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_a_folder_that_became_another_run_s_before_it_was_locked_is_refused(tmp_path):
+    config, other = small_config(), small_config(seed=3)
+    folder = RunFolder(tmp_path)
+    folder.claim(config)
+    RunFolder(tmp_path).claim(other)
+    with pytest.raises(WorkdirError, match="seed was 3 and is 0"), run.begun(config, folder):
+        pass
+    assert folder.read("config.json")["seed"] == 3
+    with run.begun(other, folder):
+        pass
 
 
 def test_a_run_that_came_to_nothing_makes_room_for_another(tmp_path):
@@ -292,6 +320,7 @@ def test_a_full_disk_while_a_file_is_replaced_keeps_the_old_one(tmp_path, monkey
     with pytest.raises(WorkdirError, match=r"No space left on device.*checkpoints are untouched"):
         folder.append_metrics({"step": 1})
     assert folder.read("result.json") == {"accuracy": 0.5}
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):

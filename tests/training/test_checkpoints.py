@@ -1,6 +1,7 @@
 """Checkpoints come back as they were saved, or say what is wrong with them."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,31 @@ def test_the_choice_of_last_and_best_survives_a_restart(checkpoints):
     again.save(3, a_state(3), {})
     assert (again.latest_step(), again.best_step()) == (3, 1)
     again.close()
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_harms_no_other(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        """What no handler catches."""
+
+    def killed(path: object, *_: object, **__: object) -> None:
+        for part in Path(str(path)).rglob("description"):
+            remove(part)
+            raise Killed
+
+    remove = shutil.rmtree
+    store = Checkpoints(tmp_path)
+    for step, accuracy in ((1, 0.5), (2, None)):
+        store.save(step, a_state(step), {}, new_best=accuracy)
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(Killed):
+        store.save(3, a_state(3), {})
+    monkeypatch.undo()
+    again = Checkpoints(tmp_path)
+    assert (again.latest_step(), again.best_step()) == (3, 1)
+    again.save(4, a_state(4), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "4"]
+    for step in (1, 4):
+        assert_same(again.restore(a_state(), step)[0], a_state(step))
 
 
 def test_a_step_that_is_there_already_is_left_as_it_is(checkpoints):
