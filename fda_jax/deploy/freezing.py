@@ -49,7 +49,8 @@ def freeze(
     different values each, two for a binary one, is packed without loss; another is kept as it is.
 
     One program multiplies in floating point and runs everywhere. Where the activations are signs,
-    another one makes the sums of binary layers by counting bits, for CPUs.
+    another one makes the sums of binary layers by counting bits, for CPUs; it is left out where
+    there is no C++ compiler, with which its kernel is made.
 
     Args:
       model: network whose `apply(variables, images)` makes logits; its binary layers are
@@ -64,7 +65,7 @@ def freeze(
       A `PackedNetwork`.
 
     Raises:
-      ValueError: a weight is not finite.
+      ValueError: a weight is not finite, or what a binary layer computes with is out of reach.
 
     Laws: logits are those of `model.apply(variables, normalised images)`.
     """
@@ -73,7 +74,8 @@ def freeze(
     images_shape = (batch, *image_shape)
     program = _exported(predict, used, images_shape)
     bit_program, called = None, []
-    if methods and all(makes_signs(method.activation) for method in methods.values()):
+    countable = methods and all(makes_signs(method.activation) for method in methods.values())
+    if countable and native.kernels() is not None:
         predict = _program(model, real, binary, methods, mean, std, kernel_of_bits)
         predict = _on_our_kernels(predict)
         bit_arrays = for_bit_arithmetic(used, binary)
@@ -148,12 +150,18 @@ def _frozen(
     kernels, methods = _kernels(model, variables, image_shape)
     _check_finite(kernels)
     arrays, binary = _packed(kernels)
-    real = {
-        "/".join(path): np.asarray(leaf) for path, leaf in flatten_dict(dict(variables)).items()
-    }
+    real = {"/".join(path): _narrow(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
     predict = _program(model, real, binary, methods, mean, std, kernel)
     # What inference does not read, such as latent weights, is no part of the file.
     used = _used(predict, {**arrays, **real}, image_shape)
+    _check_reached(used)
+    read = {name.rpartition("/")[0] for name in used if name in arrays}
+    if read != binary.keys():
+        # Layers of the training alone, such as a head that only the loss sees.
+        binary, methods = (
+            {layer: of[layer] for layer in of if layer in read} for of in (binary, methods)
+        )
+        predict = _program(model, real, binary, methods, mean, std, kernel)
     _check_finite({name: array for name, array in used.items() if name in real})
     return predict, real, used, binary, methods
 
@@ -179,6 +187,22 @@ def _kernels(
     found = cast(dict[Any, Any], flatten_dict(sown))
     kernels = {"/".join(path[:-1]): np.asarray(calls[0]) for path, calls in found.items()}
     return kernels, methods
+
+
+def _narrow(leaf: Any) -> np.ndarray:
+    """What a JAX without 64 bits can read, too."""
+    array = np.asarray(leaf)
+    return array.astype(np.float32) if array.dtype == np.float64 else array
+
+
+def _check_reached(used: Arrays) -> None:
+    for name in used:
+        if name.endswith("/latent_kernel"):
+            raise ValueError(
+                f"a binary layer computes with its latent weights, {name}, for its quantized ones "
+                "do not reach it: let it be a module within the network, outside of nn.scan and "
+                "nn.vmap"
+            )
 
 
 def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:

@@ -3,8 +3,9 @@
 import dataclasses
 import functools
 import json
+import math
 import os
-import zipfile
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,7 +80,7 @@ class PackedNetwork:
         if self.bit_program is None:
             return (
                 "this network has no program for it (its activations are not signs, or it was "
-                "exported before there was one)"
+                "exported without a C++ compiler or before there was one)"
             )
         unknown = set(self.facts.get("kernels", ())) - set(native.TARGETS)
         if unknown:
@@ -120,11 +121,7 @@ class PackedNetwork:
         except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
             if "deserialize" not in str(error):
                 raise
-            writer = self.facts.get("jax", "of another version")
-            raise ValueError(
-                f"JAX {jax.__version__} cannot read the network's program, which JAX {writer} "
-                f"wrote ({error}): use that version or a later one, or export the run again"
-            ) from error
+            raise self._unreadable(error) from error
 
     def weights(self) -> dict[str, np.ndarray]:
         """The kernel of every binary layer as numbers, (..., filters), float32, by its name."""
@@ -178,8 +175,18 @@ class PackedNetwork:
 
     @functools.cached_property
     def _run(self) -> Any:
-        program = self.bit_program if self.counts_bits else None
-        return jax.jit(export.deserialize(bytearray(program or self.program)).call)
+        program = self.bit_program if self.counts_bits else self.program
+        try:
+            return jax.jit(export.deserialize(bytearray(program)).call)
+        except Exception as error:  # whatever its reader trips over
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ValueError:
+        writer = self.facts.get("jax", "of another version")
+        return ValueError(
+            f"JAX {jax.__version__} cannot read the network's program, which JAX {writer} wrote "
+            f"({error}): use that version or a later one, or export the run again"
+        )
 
 
 def _kept(arrays: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
@@ -236,15 +243,21 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
       OSError: it cannot be written.
     """
     path = Path(path)
+    exists = FileExistsError(f"{path} exists already: choose another name, or remove it")
     if path.exists():
-        raise FileExistsError(f"{path} exists already: choose another name, or remove it")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        raise exists
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:  # somebody was faster
+            raise exists from None
+        except OSError:  # a file system without links
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -277,13 +290,35 @@ def load(path: str | Path, *, arithmetic: str = "auto") -> PackedNetwork:
         bit_program = entries.pop(_BIT_PROGRAM).tobytes() if _BIT_PROGRAM in entries else None
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is no packed network, or it is damaged ({error}): export it again"
-        ) from error
+    except Exception as error:  # whatever the readers of archives and arrays trip over
+        raise _no_network(path, error) from error
     if facts.get("format") not in _READ:
         raise ValueError(
             f"{path} is of format {facts.get('format')}, but this version reads formats up to "
             f"{FORMAT}: use the version that wrote it, or export the run again"
         )
+    try:
+        _check_parts(facts, entries)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_network(path, error) from error
     return PackedNetwork(facts, entries, program, bit_program, arithmetic)
+
+
+def _no_network(path: str | Path, why: Exception) -> ValueError:
+    said = f"{type(why).__name__}: {why}"
+    return ValueError(f"{path} is no packed network, or it is damaged ({said}): export it again")
+
+
+def _check_parts(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse a file whose parts do not belong together: the kernels take them as they are."""
+    (_, _, _), _ = facts["image_shape"], list(facts.get("kernels", ()))
+    for layer, said in facts["binary"].items():
+        shape, bits = tuple(said["shape"]), said["bits"]
+        if bits is None:
+            wanted = {"kernel": shape}
+        else:
+            wanted = {"planes": (bits, -(-math.prod(shape) // 8)), "levels": (2**bits, shape[-1])}
+        for name, expected in wanted.items():
+            found = arrays[f"{layer}/{name}"].shape
+            if found != expected:
+                raise ValueError(f"{layer}/{name} has shape {found} instead of {expected}")

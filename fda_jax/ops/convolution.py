@@ -43,13 +43,32 @@ def convolve(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
     Returns:
       (batch, (height + top + bottom - kernel height) // s + 1, ..., filters), of the dtype of x.
 
+    Raises:
+      ValueError: a stride below 1, or a negative padding.
+
     Laws: equal to XLA's convolution and its derivatives for every shape, stride and padding, to
       float32 rounding of the largest sum; gradients do not depend on the number of threads.
     """
+    check_geometry(stride, padding)
     return _xla(x, w, stride, padding)
 
 
+def check_geometry(stride: int, padding: Padding) -> None:
+    """Refuse what no convolution has, before a kernel meets it.
+
+    Raises:
+      ValueError: names the value, the limit and the remedy.
+    """
+    if stride < 1:
+        raise ValueError(f"stride is {stride}: use 1 or more")
+    if min(map(min, padding)) < 0:
+        raise ValueError(
+            f"padding is {padding}, which cuts pixels off: use 0 or more, and a slice of the images"
+        )
+
+
 def _forward(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> tuple:
+    check_geometry(stride, padding)
     on_cpu, elsewhere = _programs(x.shape, w.shape, stride, padding)
     y = choose(
         FORWARD,

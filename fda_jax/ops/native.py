@@ -13,9 +13,11 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -51,6 +53,8 @@ TARGETS = (
 MOST_LANES = 16
 SWITCH = "FDA_JAX_NATIVE"
 BUILD_SECONDS = 120
+# A name can be registered with XLA once.
+_LOADING = threading.RLock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,13 +122,18 @@ def choose(
     return jax.lax.platform_dependent(*arguments, cpu=cpu, default=xla)
 
 
-@functools.cache
 def kernels() -> Kernels | None:
     """Build (the first time on a machine, a few seconds), load and register the kernels.
 
     Returns:
       `Kernels`, or None where they are switched off or cannot be had; the reason is then a warning.
     """
+    with _LOADING:
+        return _kernels()
+
+
+@functools.cache
+def _kernels() -> Kernels | None:
     if os.environ.get(SWITCH, "1") == "0":
         return None
     with_which = compiler()
@@ -151,14 +160,18 @@ def _without(reason: str) -> None:
         f"convolutions on the CPU run without our kernels, about half as fast: {reason}. "
         f"{SWITCH}=0 silences this",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
 def _load(compiler: str) -> ctypes.CDLL:
     """The library for this source, compiler, jaxlib and processor; compiled if it is missing."""
     version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, check=True, timeout=BUILD_SECONDS
+        [*shlex.split(compiler), "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=BUILD_SECONDS,
     ).stdout
     made_from = [
         *(file.read_text() for file in sorted(SOURCE.parent.glob("*.[ch]*"))),
@@ -171,19 +184,32 @@ def _load(compiler: str) -> ctypes.CDLL:
     name = f"kernels-{digest}.so"
     try:
         folder = cache_folder() / "native"
+        kept = folder / name
+        if _is_whole(kept):
+            return ctypes.CDLL(str(kept))
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, RuntimeError):  # no home to keep it in: for this process alone
         with tempfile.TemporaryDirectory(prefix="fda_jax-") as passing:
             return ctypes.CDLL(str(_compile(compiler, Path(passing) / name)))
-    kept = folder / name
-    if kept.exists():
-        try:
-            return ctypes.CDLL(str(kept))
-        except OSError:  # damaged
-            kept.unlink(missing_ok=True)
     return ctypes.CDLL(str(_compile(compiler, kept)))
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether it is there as it was built: half a library takes its process down."""
+    try:
+        return _digest_file(library).read_text() == _digest(library)
+    except (OSError, ValueError):
+        return False
+
+
+def _digest_file(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _digest(library: Path) -> str:
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 def _compile(compiler: str, to: Path) -> Path:
@@ -191,13 +217,24 @@ def _compile(compiler: str, to: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=to.parent) as folder:
         built = Path(folder) / to.name
         subprocess.run(
-            [compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(built)],
+            [
+                *shlex.split(compiler),
+                *FLAGS,
+                "-I",
+                jax.ffi.include_dir(),
+                str(SOURCE),
+                "-o",
+                str(built),
+            ],
             capture_output=True,
             text=True,
             check=True,
             timeout=BUILD_SECONDS,
         )
+        digest = _digest_file(built)
+        digest.write_text(_digest(built))
         built.replace(to)
+        digest.replace(_digest_file(to))
     return to
 
 

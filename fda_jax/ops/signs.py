@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fda_jax.ops import native
-from fda_jax.ops.convolution import Padding
+from fda_jax.ops.convolution import Padding, check_geometry
 
 # As kernels/signs.h lays them out.
 WORD_BITS, FILTERS = 32, 16
@@ -77,7 +77,9 @@ def convolve_signs(x: jax.Array, kernel: SignKernel, stride: int, padding: Paddi
       Where a window holds a NaN, all its results are.
 
     Raises:
-      ValueError: the kernel is of another number of channels, as far as its words tell.
+      ValueError: the kernel is of another number of channels, as far as its words tell, or its
+        parts do not belong together; a stride below 1, a negative padding, or images smaller than
+        the kernel.
       RuntimeError: there is no C++ compiler, or FDA_JAX_NATIVE=0 is set.
     """
     if native.kernels() is None:
@@ -85,7 +87,21 @@ def convolve_signs(x: jax.Array, kernel: SignKernel, stride: int, padding: Paddi
             "signs are multiplied as bits by a kernel in C++, which cannot be had here: install "
             f"g++ or clang++, do not set {native.SWITCH}=0, or use `convolve`"
         )
-    height, width, words = kernel.words.shape[1:4]
+    check_geometry(stride, padding)
+    filters = len(kernel.spread)
+    blocks = -(-filters // FILTERS)
+    shape = kernel.words.shape
+    if len(shape) != 5 or (shape[0], shape[4]) != (blocks, FILTERS):
+        raise ValueError(
+            f"the words of a kernel of {filters} filters have shape {shape} instead of ({blocks}, "
+            f"height, width, words, {FILTERS}): lay it out with `sign_kernel`"
+        )
+    if len(kernel.middle) != filters:
+        raise ValueError(
+            f"spread is of {filters} filters and middle of {len(kernel.middle)}: lay the kernel "
+            "out with `sign_kernel`"
+        )
+    height, width, words = shape[1:4]
     if -(-x.shape[-1] // WORD_BITS) != words:
         raise ValueError(
             f"the images have {x.shape[-1]} channels, but the kernel is of "
@@ -94,8 +110,13 @@ def convolve_signs(x: jax.Array, kernel: SignKernel, stride: int, padding: Paddi
     (top, bottom), (left, right) = padding
     rows = (x.shape[1] + top + bottom - height) // stride + 1
     columns = (x.shape[2] + left + right - width) // stride + 1
-    shape = jax.ShapeDtypeStruct((x.shape[0], rows, columns, len(kernel.spread)), jnp.float32)
-    y = jax.ffi.ffi_call(native.SIGNS, shape, vmap_method="sequential")(
+    if rows < 1 or columns < 1:
+        raise ValueError(
+            f"images of {x.shape[1]} by {x.shape[2]} pixels and padding {padding} are smaller than "
+            f"the kernel, {height} by {width}: use larger images or more padding"
+        )
+    result = jax.ShapeDtypeStruct((x.shape[0], rows, columns, filters), jnp.float32)
+    y = jax.ffi.ffi_call(native.SIGNS, result, vmap_method="sequential")(
         # A byte each, a quarter of x in memory: -1 or 1, and 0 for NaN.
         (x > 0).astype(jnp.int8) - (x <= 0).astype(jnp.int8),
         kernel.words,

@@ -220,3 +220,62 @@ def test_a_network_of_ones_own_answers_as_its_model(methods, counts, key):
     assert {layer["bits"] for layer in network.facts["binary"].values()} == {1}
     assert network.counts_bits == (counts and can_count)
     assert_same_answers(network, model, variables, pictures(SHAPE, key))
+
+
+class WithHead(nn.Module):
+    """A network with a binary head that only a loss of the training reads."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = layers.BinaryConv(8, method="ste", name="conv")(x)
+        self.sow("losses", "seen", layers.BinaryDense(2, method="hwgq", name="head")(x).sum())
+        return nn.Dense(3)(nn.BatchNorm(use_running_average=True)(x).mean((1, 2)))
+
+
+def test_a_layer_of_the_training_alone_is_left_behind(key):
+    model = WithHead()
+    variables = trained(model, SHAPE, key)
+    network = frozen(model, variables, SHAPE)
+    assert set(network.facts["binary"]) == {"conv"}
+    assert not [name for name in network.arrays if "head" in name]
+    assert network.counts_bits == can_count
+    assert_same_answers(network, model, variables, pictures(SHAPE, key))
+
+
+class Scanned(nn.Module):
+    """The same binary layer several times, by nn.scan."""
+
+    @nn.compact
+    def __call__(self, x):
+        def body(conv, x, _):
+            return conv(x), None
+
+        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
+        x, _ = scan(layers.BinaryConv(1, method="ste", name="conv"), x, None)
+        return x.mean((1, 2))
+
+
+def test_a_layer_whose_bits_do_not_reach_it_is_refused_by_name(key):
+    for model, name in ((Scanned(), "conv/latent"), (layers.BinaryConv(1), "params/latent")):
+        variables = model.init(key, jnp.zeros((1, *SHAPE)))
+        with pytest.raises(ValueError, match=rf"{name}_kernel.*outside of nn\.scan"):
+            frozen(model, variables, SHAPE)
+
+
+def test_without_a_compiler_there_is_the_program_in_floating_point_alone(key, monkeypatch):
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    model = tiny(method=make_method("ste"))
+    variables = trained(model, SHAPE, key)
+    network = frozen(model, variables, SHAPE)
+    assert network.bit_program is None
+    assert_same_answers(network, model, variables, pictures(SHAPE, key))
+
+
+def test_numbers_of_64_bits_are_shipped_as_32(key):
+    model = tiny(method=make_method("ste"))
+    variables = trained(model, SHAPE, key)
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
+    assert {array.dtype.name for array in frozen(model, wide, SHAPE).arrays.values()} <= {
+        "float32",
+        "uint8",
+    }

@@ -81,6 +81,13 @@ def test_a_program_that_this_jax_cannot_read_is_refused_with_both_versions(netwo
         unread(pictures(SHAPE, key))
 
 
+def test_a_program_that_is_none_is_refused(network, key):
+    for program in (b"", bytes(100)):
+        unread = dataclasses.replace(network, program=program, arithmetic="real")
+        with pytest.raises(ValueError, match="cannot read the network's program"):
+            unread(pictures(SHAPE, key))
+
+
 def test_a_file_that_exists_is_left_alone(network, path):
     before = path.read_bytes()
     with pytest.raises(FileExistsError, match=r"net\.npz exists already: choose another"):
@@ -122,6 +129,44 @@ def test_a_damaged_file_is_refused(path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"net\.npz is no packed network, or it is damaged"):
             deploy.load(path)
+
+
+def test_whatever_bits_are_turned_over_it_is_read_or_refused_in_words(path):
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    random = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = whole.copy()
+        damaged[random.integers(len(whole), size=2)] ^= np.uint8(1 << random.integers(8))
+        path.write_bytes(damaged.tobytes())
+        try:
+            deploy.load(path)
+        except ValueError as error:
+            assert "damaged" in str(error) or "of format" in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 100
+
+
+LAYER = "stage1_block1/conv1"
+
+
+@pytest.mark.parametrize(
+    ("facts", "arrays", "words"),
+    [
+        ({}, {f"{LAYER}/planes": np.zeros((1, 13), np.uint8)}, "conv1/planes has shape"),
+        ({}, {f"{LAYER}/levels": np.zeros((2, 3), np.float32)}, "conv1/levels has shape"),
+        ({"image_shape": [8, 8]}, {}, "is no packed network"),
+        ({"kernels": None}, {}, "is no packed network"),
+        ({"binary": {"other": {"shape": [3], "bits": 1}}}, {}, "other/planes"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(network, tmp_path, facts, arrays, words):
+    broken = dataclasses.replace(
+        network, facts={**network.facts, **facts}, arrays={**network.arrays, **arrays}
+    )
+    broken.save(tmp_path / "broken.npz")
+    with pytest.raises(ValueError, match=words):
+        deploy.load(tmp_path / "broken.npz")
 
 
 def test_another_archive_is_refused(path):

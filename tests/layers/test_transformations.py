@@ -128,7 +128,7 @@ def test_every_method_can_share_a_batch(method):
 def test_real_layers_have_their_second_derivatives_whoever_computes_them(switch, monkeypatch):
     """Reverse over reverse: the Hessian times a vector."""
     monkeypatch.setenv(native.SWITCH, switch)
-    native.kernels.cache_clear()
+    native._kernels.cache_clear()
     shapes = ((2, 4, 8, 16), (3, 3, 16, 16), (16, 4), (4, 16))
     keys = jax.random.split(jax.random.key(0), 2 * len(shapes))
     point, vector = (
@@ -146,7 +146,7 @@ def test_real_layers_have_their_second_derivatives_whoever_computes_them(switch,
     try:
         found = product(ours)
     finally:
-        native.kernels.cache_clear()
+        native._kernels.cache_clear()
     assert_same(found, product(plain))
 
 

@@ -153,6 +153,44 @@ def test_a_kernel_of_other_channels_is_refused():
         convolve(x[..., :20], bits, 1, SAME)
 
 
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"spread": np.ones(4_000_000, np.float32)}, "4000000 filters have shape"),
+        ({"middle": np.zeros(7, np.float32)}, "middle of 7"),
+        ({"words": np.zeros((1, 3, 3, 1, 8), np.uint32)}, "8 filters have shape"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(parts, words):
+    x, is_positive = operands(1, 3, 3, 8, 8, (3, 3))
+    kernel = dataclasses.replace(of_ones(is_positive)[1], **parts)
+    with pytest.raises(ValueError, match=words):
+        convolve(x, kernel, 1, SAME)
+
+
+def test_a_program_that_calls_the_kernel_with_other_parts_is_refused():
+    x, is_positive = operands(1, 3, 3, 8, 8, (3, 3))
+    kernel = of_ones(is_positive)[1]
+    call = jax.ffi.ffi_call(native.SIGNS, jax.ShapeDtypeStruct((1, 3, 3, 8), jnp.float32))
+    sizes = dict.fromkeys(("height", "width"), np.int64(3))
+    places = dict.fromkeys(("stride", "top", "left"), np.int64(1))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="do not belong together"):
+        call(
+            jnp.asarray(x > 0, jnp.int8), kernel.words, kernel.spread[:4], kernel.middle,
+            **sizes, **places,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "words"),
+    [(0, SAME, "stride is 0"), (1, ((0, 0), (-1, 1)), "cuts"), (1, ((0, 0), (0, 0)), "smaller")],
+)
+def test_a_geometry_that_cannot_be_is_refused(stride, padding, words):
+    x, is_positive = operands(1, 2, 3, 8, 8, (3, 3))
+    with pytest.raises(ValueError, match=words):
+        convolve(x, of_ones(is_positive)[1], stride, padding)
+
+
 def test_of_no_images_there_are_no_results():
     x, is_positive = operands(1, 3, 3, 8, 8, (3, 3))
     assert convolve(x[:0], of_ones(is_positive)[1], 1, SAME).shape == (0, 3, 3, 8)

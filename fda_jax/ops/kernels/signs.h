@@ -352,6 +352,11 @@ ffi::Error convolve(ffi::ThreadPool pool, Signs x, Words filters, Array spread, 
   if (y->element_count() == 0) return ffi::Error::Success();
   const Plan plan{shape_of(x.dimensions()), shape_of(y->dimensions()), height, width, stride, top,
                   left};
+  // A shipped program calls this by its name, with whatever its file holds.
+  if (int64_t(filters.element_count()) != plan.blocks() * plan.size() * kFilters ||
+      int64_t(spread.element_count()) != plan.out.channels ||
+      int64_t(middle.element_count()) != plan.out.channels || stride < 1 || top < 0 || left < 0)
+    return ffi::Error::InvalidArgument("the parts of a kernel of signs do not belong together");
   const Borders rows(plan.out.height, stride, top, plan.in.height, height);
   const Borders columns(plan.out.width, stride, left, plan.in.width, width);
   const auto whole = whole_sums(plan, rows, columns, filters.typed_data());
