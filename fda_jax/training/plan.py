@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+STEPS_LIMIT = 2**31  # they are counted in int32
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -13,7 +15,7 @@ class Plan:
     epoch whatever the batch size.
 
     Attributes:
-      epochs: passes over the training set, >= 1.
+      epochs: passes over the training set, >= 1, in fewer than 2**31 steps.
       batch_size: examples a step, over all devices.
       num_train: examples in the training set.
       num_test: examples in the test set.
@@ -48,6 +50,12 @@ class Plan:
             "train.batch_size",
             self.batch_size,
             f"must lie between 1 and the {self.num_train} training examples",
+        )
+        require(
+            self.total_steps < STEPS_LIMIT,
+            "train.epochs",
+            self.epochs,
+            f"makes {self.total_steps} steps, and a run has fewer than 2**31",
         )
         _require_divisible("train.batch_size", self.batch_size, self.num_devices)
         require(self.eval_batch_size >= 1, "eval.batch_size", self.eval_batch_size, "must be >= 1")

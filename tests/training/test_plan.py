@@ -89,6 +89,7 @@ def test_evaluation_reads_every_test_example_once(plan):
     ("change", "words"),
     [
         ({"epochs": 0}, ["train.epochs is 0", "at least 1"]),
+        ({"epochs": 2**31}, ["train.epochs is 2147483648", "makes 13421772800 steps", "2**31"]),
         ({"epochs": 1.5}, ["epochs is 1.5", "whole number"]),
         ({"batch_size": "8"}, ["batch_size is '8'", "whole number"]),
         ({"batch_size": 0}, ["train.batch_size is 0", "50 training examples"]),
