@@ -68,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
             "learning_rate": 0.1,  # the highest; section 3.1
             "schedule": "cosine",  # or "linear" to 0, "step", "constant"; not in the paper
             "warmup_epochs": 0.0,  # of a straight rise from 0 before the schedule
-            "boundary_epochs": (),  # where the rate falls, for "step"
+            "boundary_epochs": (),  # where the rate falls, for "step"; after the warm-up
             "boundary_factor": 0.1,  # by which it is multiplied there, for "step"
             "momentum": 0.9,  # of sgd; section 3.1
             "nesterov": False,  # of sgd

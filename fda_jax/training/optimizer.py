@@ -33,8 +33,8 @@ def make_schedule(
         boundary) or "constant".
       learning_rate: the largest value, > 0.
       total_steps: length of the run, >= 1.
-      warmup_steps: linear rise from 0 before the schedule; within `total_steps`.
-      boundaries: steps, ascending, for "step".
+      warmup_steps: linear rise from 0 before the schedule; it ends before the last step.
+      boundaries: steps, ascending, for "step"; the first comes after the warm-up.
       factor: for "step".
 
     Returns:
@@ -46,10 +46,10 @@ def make_schedule(
     choose("optimizer.schedule", schedule, SCHEDULES)
     require(learning_rate > 0, "optimizer.learning_rate", learning_rate, "must be positive")
     require(
-        0 <= warmup_steps < total_steps,
+        0 <= warmup_steps < max(1, total_steps - 1),
         "optimizer.warmup_epochs",
         f"{warmup_steps} steps",
-        f"must be shorter than the run of {total_steps} steps",
+        f"must end before the last of the run's {total_steps} steps (0 for no warm-up)",
     )
     steps = total_steps - warmup_steps
     if schedule == "cosine":
@@ -62,6 +62,12 @@ def make_schedule(
             "optimizer.boundary_epochs",
             tuple(boundaries),
             'must be ascending and not empty for the schedule "step"',
+        )
+        require(
+            warmup_steps == 0 or warmup_steps < boundaries[0],
+            "optimizer.warmup_epochs",
+            f"{warmup_steps} steps",
+            f"must end before the rate falls at step {boundaries[0]} (optimizer.boundary_epochs)",
         )
         main = optax.piecewise_constant_schedule(
             learning_rate, {at - warmup_steps: factor for at in boundaries}

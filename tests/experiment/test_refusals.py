@@ -29,6 +29,7 @@ def nothing_is_compiled(monkeypatch):
     ("changes", "words"),
     [
         ({"train.epochs": 0}, ["train.epochs is 0", "at least 1"]),
+        ({"train.epochs": 3 * 10**9}, ["train.epochs is 3000000000", "2**31", "--config.train."]),
         ({"train.budget": 0.0}, ["train.budget is 0.0", "(0, 1]", "--config.train.budget"]),
         ({"train.budget": 1.5}, ["train.budget is 1.5", "(0, 1]"]),
         ({"train.batch_size": 30}, ["train.batch_size is 30", "4 devices", "28 or 32"]),
@@ -80,7 +81,7 @@ def nothing_is_compiled(monkeypatch):
         ({"optimizer.boundary_factor": -1.0}, ["optimizer.boundary_factor is -1.0"]),
         ({"optimizer.name": "sdg"}, ["'sdg'", "sgd, adam, adamw"]),
         ({"optimizer.schedule": "cosin"}, ["'cosin'", "cosine"]),
-        ({"optimizer.warmup_epochs": 5.0}, ["warmup_epochs", "shorter"]),
+        ({"optimizer.warmup_epochs": 5.0}, ["warmup_epochs", "end before the last"]),
         ({"diagnostics.every_steps": -1}, ["diagnostics.every_steps is -1", "0 is off"]),
         ({"diagnostics.probes": -1}, ["diagnostics.probes is -1", "0 probes nothing"]),
     ],

@@ -64,6 +64,13 @@ def test_linear_step_and_constant():
         ({"schedule": "cosin"}, "cosine, linear, step, constant"),
         ({"learning_rate": 0.0}, "optimizer.learning_rate is 0.0"),
         ({"warmup_steps": 100}, "100 steps"),
+        ({"warmup_steps": 99}, "99 steps, but it must end before the last of the run's 100"),
+        ({"total_steps": 1, "warmup_steps": 1}, "0 for no warm-up"),
+        (
+            {"schedule": "step", "boundaries": (10, 20), "warmup_steps": 15},
+            "15 steps, but it must end before the rate falls at step 10",
+        ),
+        ({"schedule": "step", "boundaries": (10, 20), "warmup_steps": 10}, "falls at step 10"),
         ({"schedule": "step"}, "optimizer.boundary_epochs"),
         ({"schedule": "step", "boundaries": (5, 3)}, "ascending"),
     ],
