@@ -80,12 +80,13 @@ def main(argv: list[str]) -> int:
     import jax
 
     from fda_jax import experiment
-    from fda_jax.experiment import compilation, heap, side_by_side, sweep
+    from fda_jax.experiment import compilation, heap, setup, side_by_side, sweep
 
     if COORDINATOR.value is not None:
         where = None if COORDINATOR.value == "auto" else COORDINATOR.value
         jax.distributed.initialize(where, NUM_PROCESSES.value, PROCESS_ID.value)
     compilation.keep_programs()
+    config = None if config is None else setup.words_apart(config)
     budget = [] if BUDGET.value in (None, 1.0) else [f"train.budget={BUDGET.value}"]
     try:
         if SWEEP.value is not None:

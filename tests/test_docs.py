@@ -1,9 +1,14 @@
-"""Pages link to what exists, and the project speaks of itself alone."""
+"""Pages link to what exists, their commands are ones, and the project speaks of itself alone."""
 
 import re
+import shlex
 import subprocess
+import sys
 
+import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from tests.conftest import REPOSITORY
 
@@ -16,6 +21,37 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#]+)[^)]*\)")
 METHOD_PAGES = REPOSITORY / "docs" / "methods"
 PICTURES = REPOSITORY / "docs" / "images" / "methods"
+
+
+def commands():
+    """The words of every command of the pages that trains by a configuration."""
+    for page in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))):
+        for block in FENCE.findall(page.read_text()):
+            for line in block.replace("\\\n", "").splitlines():
+                _, program, rest = line.partition("python train.py ")
+                if program and "--config=configs/" in rest:
+                    words = ["train.py", *shlex.split(rest, comments=True)]
+                    yield pytest.param(words, id=f"{page.stem}: {rest}")
+
+
+@pytest.mark.parametrize("words", commands())
+def test_the_configuration_of_a_command_can_be(words, monkeypatch):
+    from fda_jax import data
+    from fda_jax.experiment import setup, stages
+
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(sys, "argv", words)  # where config_flags looks for the overrides
+    values(words, known_only=True)
+    config = setup.words_apart(holder.value.to_dict())
+    side = config["data"]["image_size"] if ":" in config["data"]["name"] else 32
+    shape = (side, side, 3)
+    split = data.ArraySplit(np.zeros((1, *shape), np.uint8), np.arange(2000, dtype=np.int32) % 10)
+    classes = tuple("0123456789")
+    dataset = data.Dataset("x", 10, shape, (0.5,) * 3, (0.5,) * 3, classes, split, split)
+    for part in stages.split(config) or [config]:
+        setup.build(part, dataset=dataset)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))

@@ -3,6 +3,7 @@ key that nothing takes is an error before anything is compiled."""
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -202,6 +203,27 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
                     value,
                     "must be finite, as a float32",
                 )
+
+
+def words_apart(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration from the command line with binary,real as the two words that they are.
+
+    Args:
+      config: nested mapping, in which ml_collections has left them as one word of a tuple.
+
+    Returns:
+      It, each tuple's words split at their commas, as an override of a sweep is read.
+    """
+
+    def apart(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return words_apart(value)
+        if not isinstance(value, tuple):
+            return value
+        parts = [one.split(",") if isinstance(one, str) else [one] for one in value]
+        return tuple(itertools.chain.from_iterable(parts))
+
+    return {key: apart(value) for key, value in config.items()}
 
 
 def load_data(config: Mapping[str, Any]) -> data.Dataset:

@@ -359,7 +359,10 @@ def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
         ),
         (["--config=configs/digits_resnet.py", "extra"], ["extra", "--config.KEY"]),
         ([], ["--config is missing"]),
-        (["--config=configs/digits_resnet.py", "--config.train.epochs=0"], ["train.epochs is 0"]),
+        (
+            ["--config=configs/digits_resnet.py", "--config.optimizer.decay_groups=binary,reel"],
+            ["optimizer.decay_groups is 'reel'"],
+        ),
     ],
 )
 def test_the_command_line_refuses_in_words_and_with_a_failing_exit_code(tmp_path, flags, words):
