@@ -32,9 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.name = "resnet18"
     config.data.name = "folder:imagenet"  # below data.dir
     config.data.image_size = 224
-    # The loader itself cuts random parts out of the photographs and mirrors half of them.
-    config.augment.crop_px = 0
-    config.augment.flip = False
+    config.augment.crop_px = 0  # the loader itself cuts random parts out of the photographs
     config.train.epochs = 256  # Bi-Real Net's
     config.train.batch_size = 512  # likewise
     config.train.steps_per_call = 4  # whose 2,048 images, 308 MB, go to the devices together

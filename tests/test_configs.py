@@ -70,8 +70,9 @@ def test_the_recipe_for_imagenet_is_that_of_section_3_3(network):
     optimizer = config.optimizer
     assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adam", 1e-3, 0.0)
     models.check_image_shape(config.model.name, (config.data.image_size,) * 2 + (3,))
-    # Streamed images are cropped and mirrored where they are decoded.
-    assert (config.augment.crop_px, config.augment.flip) == (0, False)
+    # Random crops and mirror images, both made where the images are decoded.
+    wanted = {"crop_px": 0, "flip": True, "smallest_area": 0.08}
+    assert config.augment.to_dict() == wanted
 
 
 def test_the_two_steps_of_reactnet_are_its_released_recipe_and_can_follow_one_another():

@@ -8,6 +8,7 @@ import numpy as np
 
 from fda_jax.data.errors import DataError
 from fda_jax.data.stream import ExampleSource, stream_examples
+from fda_jax.data.views import SMALLEST_AREA
 
 
 def check_labels(labels: np.ndarray, num_classes: int, name: str) -> None:
@@ -69,12 +70,17 @@ class StreamSplit:
         source: random access to the decoded examples.
         image_size: height and width of the images it yields, pixels.
         num_threads: decoding threads; 0 decodes in the consumer's own thread.
+        smallest_area: of the random part of an image that training sees, as a share of the whole,
+            in (0, 1]; 1 for the central crop that tests see.
+        flip: whether training sees half of the images flipped.
         resident: always False; tells the two kinds of split apart.
     """
 
     source: ExampleSource
     image_size: int
     num_threads: int
+    smallest_area: float = SMALLEST_AREA
+    flip: bool = True
     resident: ClassVar[Literal[False]] = False
 
     def __len__(self) -> int:
@@ -98,7 +104,8 @@ class StreamSplit:
                 stream; with `seed` it alone decides the random crop and flip, so a run restarted
                 anywhere sees the same pixels. Positions are ignored where train is False.
             seed: seed of the crops and flips, 0 <= seed < 2**64.
-            train: random resized crop and flip if True, central crop if False.
+            train: random resized crop and flip, as `smallest_area` and `flip` say, if True; central
+                crop if False.
 
         Yields:
             (images (k, image_size, image_size, 3) uint8 RGB 0..255, labels (k,) int32).
@@ -114,6 +121,8 @@ class StreamSplit:
             num_threads=self.num_threads,
             seed=seed,
             train=train,
+            smallest_area=self.smallest_area,
+            flip=self.flip,
         )
 
 

@@ -3,7 +3,7 @@
 import itertools
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -110,8 +110,10 @@ def stream_examples(
     num_threads: int,
     seed: int,
     train: bool,
+    smallest_area: float,
+    flip: bool,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The engine of `StreamSplit.stream`, which documents the arguments."""
+    """The engine of `StreamSplit.stream`, which documents the arguments with its class."""
     grain = require("grain", extra="folder", purpose="streaming images from disk")
     if not 0 <= seed < 2**64:
         raise DataError(f"seed is {seed}; it must lie in 0..2**64 - 1.")
@@ -120,11 +122,17 @@ def stream_examples(
     if first is None:
         return
 
+    def view(image: Any, position: int) -> np.ndarray:
+        if not train:
+            return eval_view(image, image_size)
+        rng = example_rng(seed, position)
+        return train_view(image, image_size, rng, smallest_area=smallest_area, flip=flip)
+
     def decode(asked: tuple[_Request | None]) -> tuple[Any, ...]:
         (request,) = asked
         if request is None:
             return ()
-        image, label = _read(source, request, image_size, seed, train)
+        image, label = _read(source, request, image_size, view)
         return image, label, request.ends_chunk
 
     # Two chunks ahead: one being gathered, one being decoded while the device computes.
@@ -156,14 +164,15 @@ def _gather(examples: Iterator[tuple[Any, ...]]) -> Iterator[tuple[np.ndarray, n
 
 
 def _read(
-    source: ExampleSource, request: _Request, image_size: int, seed: int, train: bool
+    source: ExampleSource,
+    request: _Request,
+    image_size: int,
+    view: Callable[[Any, int], np.ndarray],
 ) -> tuple[np.ndarray, int]:
     if request.index == PADDING:
         return np.zeros((image_size, image_size, 3), np.uint8), 0
     image, label = source[request.index]
-    if not train:
-        return eval_view(image, image_size), label
-    return train_view(image, image_size, example_rng(seed, request.position)), label
+    return view(image, request.position), label
 
 
 def example_rng(seed: int, position: int) -> np.random.Generator:

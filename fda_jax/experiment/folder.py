@@ -11,8 +11,12 @@ from fda_jax.experiment import lock
 
 # Where the data lie, how fast they are read and who looks on change no result.
 FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnostics.probes")
-# Keys of the group train that came later, at the values that say what was done without them.
-LATER_KEYS = {"teacher": "", "teacher_weight": 1.0, "teacher_temperature": 1.0}
+
+# Keys that came later, by group, at the values that say what was done without them.
+LATER_KEYS = {
+    "train": {"teacher": "", "teacher_weight": 1.0, "teacher_temperature": 1.0},
+    "augment": {"smallest_area": 0.08},
+}
 # What result.json has at least.
 RESULT_KEYS = ("last_test_accuracy", "best_test_accuracy")
 # Seconds to wait for another process, for one whose parent was killed ends a little later.
@@ -56,16 +60,20 @@ class RunFolder:
                 "choose another --workdir, or make it writable"
             ) from error
 
-    def claim(self, config: Mapping[str, Any]) -> None:
+    def claim(self, config: Mapping[str, Any], *, streamed: bool | None = None) -> None:
         """Make the folder this run's, or refuse it, before anything is computed.
 
         A run that came to nothing, without a metric or a checkpoint, makes room for another.
+
+        Args:
+          config: of the run.
+          streamed: see `completed`.
 
         Raises:
           WorkdirError: it cannot be written, or it holds a run of another configuration.
         """
         self.make()
-        recorded = self.config()
+        recorded = self.config(streamed=streamed)
         if recorded is None:
             if (self.path / "sweep.json").exists():
                 raise WorkdirError(
@@ -198,16 +206,14 @@ class RunFolder:
                 "--workdir"
             ) from error
 
-    def config(self) -> dict[str, Any] | None:
-        """The run's configuration, with the keys that it is too old for; None without a run.
+    def config(self, *, streamed: bool | None = None) -> dict[str, Any] | None:
+        """The run's configuration, `completed`; None without a run.
 
         Raises:
           WorkdirError: the file is damaged.
         """
         config = self.read("config.json")
-        if config is None or not isinstance(config.get("train"), dict):
-            return config
-        return {**config, "train": {**LATER_KEYS, **config["train"]}}
+        return None if config is None else completed(config, streamed=streamed)
 
     def result(self) -> dict[str, Any] | None:
         """The content of result.json, or None before the end of the run.
@@ -299,6 +305,29 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 "--workdir"
             ) from error
     return rows
+
+
+def completed(config: Mapping[str, Any], *, streamed: bool | None = None) -> dict[str, Any]:
+    """A recorded configuration with the keys that it is too old for, as what was done.
+
+    Args:
+      config: of config.json.
+      streamed: whether its images are streamed: before there was augment.smallest_area, half of
+        those were mirrored whatever augment.flip said. None goes by the data's name, which leaves
+        tfds: open and takes it for data in memory.
+
+    Returns:
+      The configuration; a group that it lacks stays away.
+    """
+    recorded = {
+        group: config[group] for group in LATER_KEYS if isinstance(config.get(group), Mapping)
+    }
+    groups = {group: {**LATER_KEYS[group], **values} for group, values in recorded.items()}
+    if streamed is None:
+        streamed = str(leaves(config).get("data.name")).startswith("folder:")
+    if streamed and "smallest_area" not in recorded.get("augment", LATER_KEYS["augment"]):
+        groups["augment"]["flip"] = True
+    return {**config, **groups}
 
 
 def differences(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -60,7 +60,7 @@ def _train_run(
         make_terminal(experiment).line(f"{folder.path} is finished already: {_summary(finished)}")
         return finished
     experiment = teaching.engage(experiment, config, folder.path)
-    with begun(config, folder) as checkpoints, _listening(stop) as asked:
+    with begun(config, folder, experiment) as checkpoints, _listening(stop) as asked:
         lane = Lane(experiment, folder, checkpoints, predecessor)
         done = Trainer(lane).run(asked)
     if not done:
@@ -84,7 +84,7 @@ def claim(
     """
     predecessor = _predecessor(config, experiment, folder)
     _check_teacher(config, experiment, folder)
-    folder.claim(config)
+    folder.claim(config, streamed=not experiment.dataset.train.resident)
     return predecessor
 
 
@@ -107,13 +107,19 @@ def _predecessor(
 
 @contextmanager
 def begun(
-    config: Mapping[str, Any], folder: RunFolder, *, together: int = 1, name: str = ""
+    config: Mapping[str, Any],
+    folder: RunFolder,
+    experiment: Experiment,
+    *,
+    together: int = 1,
+    name: str = "",
 ) -> Iterator[Checkpoints]:
     """Lock a run's folder, record what it is made with, and open its checkpoints.
 
     Args:
       config: of the run.
       folder: the run's.
+      experiment: what the configuration makes.
       together: number of runs that are trained as one program.
       name: of the run on the terminal, see `Terminal`.
 
@@ -125,7 +131,7 @@ def begun(
         try:
             stack.enter_context(folder.locked())
             # Another process may have made the folder its run's until now.
-            folder.claim(config)
+            folder.claim(config, streamed=not experiment.dataset.train.resident)
         except WorkdirError as error:
             refusal = error
         if devices.any_process(refusal is not None):
@@ -157,7 +163,7 @@ def _train_stages(
     experiments = build_stages(parts)
     _predecessor(parts[0], experiments[0], _folder(places[0]))
     _check_teacher(config, experiments[0], folder)
-    folder.claim(config)
+    folder.claim(config, streamed=not experiments[0].dataset.train.resident)
     terminal = make_terminal(experiments[-1])
     finished = folder.result()
     if finished is not None:

@@ -135,9 +135,10 @@ def build(
     _check_numbers(config)
     method = _make_method(**config["method"]) if method is None else method
     config = budget.scaled(config)
-    dataset = load_data(config) if dataset is None else dataset
-    plan = _make_plan(dataset, config)
-    model = _spread("model", _make_model, config["model"], dataset=dataset, method=method)
+    loaded = load_data(config) if dataset is None else dataset
+    shown, preprocessing = _spread("augment", _augmented, config["augment"], dataset=loaded)
+    plan = _make_plan(shown, config)
+    model = _spread("model", _make_model, config["model"], dataset=shown, method=method)
     schedule, optimizer = _spread(
         "optimizer", _make_optimizer, config["optimizer"], plan=plan, method=method
     )
@@ -150,15 +151,15 @@ def build(
     require(probes >= 0, "diagnostics.probes", probes, "must not be negative; 0 probes nothing")
     return Experiment(
         seed=config["seed"],
-        dataset=dataset,
+        dataset=shown,
         plan=plan,
         model=model,
         schedule=schedule,
         optimizer=optimizer,
-        preprocessing=_spread("augment", _make_preprocessing, config["augment"], dataset=dataset),
+        preprocessing=preprocessing,
         label_smoothing=label_smoothing,
         ema_decay=ema_decay,
-        signs=make_signs(model, dataset.image_shape_hwc) if config["eval"]["flips"] else None,
+        signs=make_signs(model, shown.image_shape_hwc) if config["eval"]["flips"] else None,
         probes=probes,
         teacher_run=_check_teacher(config["train"]),
     )
@@ -357,12 +358,22 @@ def _make_optimizer(
     )
 
 
-def _make_preprocessing(*, dataset: data.Dataset, crop_px: int, flip: bool) -> Preprocessing:
+def _augmented(
+    *, dataset: data.Dataset, crop_px: int, flip: bool, smallest_area: float
+) -> tuple[data.Dataset, Preprocessing]:
+    """The data as training sees them, and what the step itself does to them: streamed images are
+    cut and mirrored where they are decoded, others are mirrored in the step."""
     side = min(dataset.image_shape_hwc[:2])
     require(
         0 <= crop_px <= side, "augment.crop_px", crop_px, f"must lie in 0..{side}, the image's side"
     )
-    return Preprocessing(tuple(dataset.mean), tuple(dataset.std), crop_px, flip)
+    require(0 < smallest_area <= 1, "augment.smallest_area", smallest_area, "must lie in (0, 1]")
+    train = dataset.train
+    if isinstance(train, data.StreamSplit):
+        train = dataclasses.replace(train, smallest_area=smallest_area, flip=flip)
+        dataset = dataclasses.replace(dataset, train=train)
+    flips = flip and train.resident
+    return dataset, Preprocessing(tuple(dataset.mean), tuple(dataset.std), crop_px, flips)
 
 
 def _spread(group: str, fn: Callable[..., Any], values: Mapping[str, Any], **extra: Any) -> Any:

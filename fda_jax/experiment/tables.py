@@ -13,9 +13,9 @@ from typing import Any
 from fda_jax.experiment import budget, environment, stages
 from fda_jax.experiment.folder import (
     FREE_KEYS,
-    LATER_KEYS,
     RunFolder,
     WorkdirError,
+    completed,
     read_metrics,
 )
 
@@ -265,8 +265,8 @@ def _read_run(path: Path, name: str) -> Run:
     surroundings = _read(path, "environment.json") or {}
     try:
         # Runs that are older than budgets are whole ones; those older than diagnostics made none.
-        train = {"budget": budget.WHOLE, **LATER_KEYS, **config["train"]}
-        config = {"diagnostics": {}, **config, "train": train}
+        config = {"diagnostics": {}, **completed(config)}
+        config["train"] = {"budget": budget.WHOLE, **config["train"]}
         rows, epochs_before = _metrics(path, config)
         reached = _reached(rows, _read(path, "result.json"), epochs_before)
         return Run(name=name, **_wanted(config), **reached, **_made_with(surroundings))

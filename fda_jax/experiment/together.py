@@ -158,7 +158,7 @@ def _enter(
 ) -> _Member:
     folder = RunFolder(job.workdir)
     predecessor = run.claim(job.config, experiment, folder)
-    begun = run.begun(job.config, folder, together=together, name=job.name)
+    begun = run.begun(job.config, folder, experiment, together=together, name=job.name)
     checkpoints = stack.enter_context(begun)
     lane = Lane(experiment, folder, checkpoints, predecessor, evaluator=evaluator, name=job.name)
     return _Member(job, lane, stack.enter_context(lane.opened()))

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,20 @@ def test_test_views_ignore_seed_and_position(animals: Dataset) -> None:
         return next(iter(streamed(animals.test).stream([chunk], seed=seed, train=False)))[0]
 
     np.testing.assert_array_equal(views(0, 0), views(7, 99))
+
+
+def test_with_nothing_random_training_reads_what_tests_read(animals: Dataset) -> None:
+    fixed = replace(streamed(animals.train), smallest_area=1.0, flip=False)
+    chunk = (np.arange(12), np.arange(12))
+    (train, _), (test, _) = (
+        next(iter(fixed.stream([chunk], seed=0, train=train))) for train in (True, False)
+    )
+    np.testing.assert_array_equal(train, test)
+    mirrored = replace(fixed, flip=True)
+    seen, _ = next(iter(mirrored.stream([chunk], seed=0, train=True)))
+    turned = [bool((a == b[:, ::-1]).all()) for a, b in zip(seen, test, strict=True)]
+    assert 0 < sum(turned) < 12
+    assert all((a == b).all() for a, b, turn in zip(seen, test, turned, strict=True) if not turn)
 
 
 def test_padding_is_black_with_label_0(animals: Dataset) -> None:

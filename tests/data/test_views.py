@@ -81,3 +81,33 @@ def test_training_views_are_flipped_half_of_the_time_and_never_upside_down() -> 
     flipped = sum(view[0, 0, 0] > view[0, -1, 0] for view in views)
     assert 150 < flipped < 250
     assert all(view[0, 0, 1] <= view[-1, 0, 1] for view in views)
+
+
+def test_without_flips_the_same_parts_are_never_mirrored() -> None:
+    image = pillow.fromarray(ramp(64, 64))
+    for seed in range(40):
+        plain, flipped = (
+            train_view(image, 16, np.random.default_rng(seed), flip=flip) for flip in (False, True)
+        )
+        assert plain[0, 0, 0] <= plain[0, -1, 0]
+        mirrored = flipped[0, 0, 0] > flipped[0, -1, 0]
+        np.testing.assert_array_equal(flipped[:, ::-1] if mirrored else flipped, plain)
+
+
+def test_parts_are_as_large_as_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    boxes = np.array([random_box(1000, 1000, rng, 0.5) for _ in range(500)])
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 1e6
+    assert 0.498 < area.min() < 0.52
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (90, 40), (17, 130)])
+def test_with_nothing_random_training_sees_what_tests_see(width: int, height: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image, rng = pillow.fromarray(pixels), np.random.default_rng(0)
+    test = eval_view(image, 16)
+    np.testing.assert_array_equal(train_view(image, 16, rng, smallest_area=1, flip=False), test)
+    views = [train_view(image, 16, rng, smallest_area=1) for _ in range(100)]
+    mirrored = sum((view == test[:, ::-1]).all() for view in views)
+    assert 30 < mirrored < 70
+    assert sum((view == test).all() for view in views) == 100 - mirrored

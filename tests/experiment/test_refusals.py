@@ -53,6 +53,8 @@ def nothing_is_compiled(monkeypatch):
         ({"data.name": "folder:no/such"}, ["no/such"]),
         ({"augment.crop_px": -1}, ["augment.crop_px is -1"]),
         ({"augment.crop_px": 9}, ["augment.crop_px is 9", "0..8"]),
+        ({"augment.smallest_area": 0.0}, ["augment.smallest_area is 0.0", "(0, 1]"]),
+        ({"augment.smallest_area": 8.0}, ["augment.smallest_area is 8.0", "--config.augment.sm"]),
         ({"seed": -1}, ["seed is -1", "2**32 - 1", "--config.seed"]),
         ({"seed": 2**32}, ["seed is 4294967296"]),
         ({"train.steps_per_call": -1}, ["train.steps_per_call is -1", "0 for a number that suits"]),
@@ -173,10 +175,11 @@ def test_a_folder_that_became_another_run_s_before_it_was_locked_is_refused(tmp_
     folder = RunFolder(tmp_path)
     folder.claim(config)
     RunFolder(tmp_path).claim(other)
-    with pytest.raises(WorkdirError, match="seed was 3 and is 0"), run.begun(config, folder):
+    built = setup.build(config)
+    with pytest.raises(WorkdirError, match="seed was 3"), run.begun(config, folder, built):
         pass
     assert folder.read("config.json")["seed"] == 3
-    with run.begun(other, folder):
+    with run.begun(other, folder, built):
         pass
 
 
@@ -267,6 +270,24 @@ def test_data_that_moved_are_no_other_configuration(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim(small_config())
     folder.claim(small_config(**{"data.dir": "elsewhere", "data.num_threads": 3}))
+
+
+def test_older_runs_of_streams_were_mirrored_and_go_on_as_such(tmp_path):
+    def config(name, flip):
+        return small_config(**{"data.name": name, "augment.flip": flip})
+
+    for number, (name, streamed) in enumerate(
+        [("folder:x", None), ("folder:x", True), ("tfds:x", True)]
+    ):
+        folder = RunFolder(tmp_path / str(number))
+        older = config(name, False)
+        del older["augment"]["smallest_area"]
+        folder.claim(older)
+        folder.append_metrics({"split": "train", "step": 5})
+        folder.claim(config(name, True), streamed=streamed)
+        with pytest.raises(WorkdirError, match=r"augment\.flip was True and is False"):
+            folder.claim(config(name, False), streamed=streamed)
+    folder.claim(config("tfds:x", False), streamed=False)  # in memory it was as it said
 
 
 def test_a_folder_with_checkpoints_of_nobody_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Whole small runs: what they leave behind, how they resume, what stops them."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -14,6 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from fda_jax import experiment, models
+from fda_jax.data import StreamSplit
 from fda_jax.experiment import diagnose, findings, loop, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
@@ -94,6 +96,20 @@ def test_top5_answers_are_counted_where_there_are_many_classes(
     assert "top5_accuracy" not in train
     assert f"(top 5: {share:.2%})" in capsys.readouterr().out
     assert experiment.evaluate(None, folder)["last"]["top5_accuracy"] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_streams_are_mirrored_where_they_are_decoded_and_others_in_the_step(flip):
+    config = small_config(**{"augment.flip": flip, "augment.crop_px": 0})
+    built = setup.build(config)
+    assert built.preprocessing.flip == flip
+    config["augment"]["smallest_area"] = 0.5
+    source = built.dataset.train  # as long as one
+    stream = StreamSplit(source=source, image_size=8, num_threads=0)
+    built = setup.build(config, dataset=dataclasses.replace(built.dataset, train=stream))
+    assert not built.preprocessing.flip
+    train = built.dataset.train
+    assert (train.flip, train.smallest_area, train.source) == (flip, 0.5, source)
 
 
 def test_effective_weights_of_a_trained_network_are_exactly_two_valued(whole):
