@@ -7,7 +7,8 @@ import inspect
 import pytest
 
 from fda_jax import models
-from fda_jax.experiment import inherit, setup, stages
+from fda_jax.experiment import idle, inherit, setup, stages
+from fda_jax.experiment.folder import leaves
 from fda_jax.layers import METHODS
 from tests.conftest import REPOSITORY
 
@@ -52,6 +53,20 @@ def test_a_configuration_takes_every_method_and_adds_no_key(name, method):
     assert keys(config) == keys(base) | steps
     assert config.method.name == (method or DEFAULTS.get(name, "fda"))
     assert config.model.name in models.MODELS
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("method", ["", *importlib.import_module("methods").STAGES])
+def test_every_change_of_a_configuration_counts(name, method):
+    config = importlib.import_module(name).get_config(method).to_dict()
+    for part in stages.split(config) or [config]:
+        assert idle.idle(part) == []
+
+
+def test_the_rules_of_keys_without_effect_know_the_defaults():
+    base = leaves(importlib.import_module("base").get_config().to_dict())
+    for key, default, *_ in idle.RULES:
+        assert (key, base[key]) == (key, default)
 
 
 def test_the_recipe_of_the_paper_stands_in_the_base():

@@ -12,6 +12,7 @@ from fda_jax import data
 from fda_jax.experiment import budget, saved, setup, stages, teaching
 from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
+from fda_jax.experiment.idle import idle
 from fda_jax.experiment.inherit import Predecessor, check_stages
 from fda_jax.experiment.logs import Terminal, duration, told
 from fda_jax.experiment.loop import Evaluator, Lane, Stop, Trainer, best_row, make_terminal
@@ -136,7 +137,10 @@ def begun(
             refusal = error
         if devices.any_process(refusal is not None):
             raise refusal or WorkdirError("refused, as the first process says")
-        _announce(Terminal(0, is_writer=jax.process_index() == 0, name=name), config)
+        terminal = Terminal(0, is_writer=jax.process_index() == 0, name=name)
+        _announce(terminal, config)
+        for words in idle(config):
+            terminal.line(words)
         before = folder.read("environment.json")
         # The most of all starts: from then on the run's time is a share of others'.
         most = max(together, (before or {}).get("together", 1))

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from fda_jax import experiment, models
 from fda_jax.data import StreamSplit
-from fda_jax.experiment import diagnose, findings, loop, setup
+from fda_jax.experiment import diagnose, findings, loop, run, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import STE, small_config
@@ -110,6 +110,38 @@ def test_streams_are_mirrored_where_they_are_decoded_and_others_in_the_step(flip
     assert not built.preprocessing.flip
     train = built.dataset.train
     assert (train.flip, train.smallest_area, train.source) == (flip, 0.5, source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "idle"),
+    [
+        ({"optimizer.momentum": 0.8, "optimizer.nesterov": True, "train.label_smoothing": 0.1}, []),
+        (
+            {"optimizer.name": "adam", "optimizer.momentum": 0.8, "optimizer.nesterov": True},
+            ["optimizer.momentum is 0.8", "optimizer.nesterov is True"],
+        ),
+        ({"optimizer.boundary_epochs": [1.0]}, ["optimizer.boundary_epochs is (1.0,)"]),
+        ({"train.teacher_weight": 0.5}, ["train.teacher_weight is 0.5"]),
+        (
+            {"train.teacher": "x", "train.label_smoothing": 0.1, "train.teacher_temperature": 2.0},
+            ["train.label_smoothing is 0.1"],
+        ),
+        (
+            {"augment.smallest_area": 0.5, "diagnostics.probes": 2},
+            ["augment.smallest_area is 0.5", "diagnostics.probes is 2"],
+        ),
+        ({"data.name": "folder:x", "augment.smallest_area": 0.5, "data.image_size": 64}, []),
+    ],
+)
+def test_what_has_no_effect_is_said_at_the_start(tmp_path, capsys, changes, idle):
+    config = small_config()
+    for key, value in changes.items():
+        group, name = key.split(".")
+        config[group][name] = value
+    with run.begun(config, RunFolder(tmp_path)):
+        pass
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(", but has no effect: it counts with ")[0] for line in lines] == idle
 
 
 def test_effective_weights_of_a_trained_network_are_exactly_two_valued(whole):

@@ -12,8 +12,9 @@ import sys
 import pytest
 
 from fda_jax import experiment, report
-from fda_jax.experiment import inherit, loop, run, sweep
+from fda_jax.experiment import inherit, loop, run, stages, sweep
 from fda_jax.experiment.folder import RunFolder, WorkdirError
+from fda_jax.experiment.idle import idle
 from fda_jax.experiment.setup import ConfigError
 from tests.conftest import REPOSITORY
 from tests.experiment.conftest import rows
@@ -181,6 +182,8 @@ def test_a_sweep_is_of_one_network_and_the_whole_recipe_and_shows_what_the_paper
     asked = sweep.read(path)
     assert {*asked.baselines, *asked.baselines.values()} <= {*asked.configs}
     assert sorted(asked.paper.values()) == sorted(PUBLISHED.get(path.stem, []))
+    for config in asked.configs.values():
+        assert [words for part in stages.split(config) or [config] for words in idle(part)] == []
     (network,) = {config["model"]["name"] for config in asked.configs.values()}
     if path.stem in ("digits", "methods", "recipe", "scale"):
         return
