@@ -40,6 +40,9 @@ class ResNet(nn.Module):
       nonlinearity_last: one behind the sum of each block in place of one behind each convolution.
       dtype: of the computation; parameters stay float32.
       axis_name: mapped axis over which batch statistics are averaged, or None.
+
+    Raises:
+      ValueError: stages and widths that make no network.
     """
 
     num_classes: int
@@ -53,6 +56,24 @@ class ResNet(nn.Module):
     nonlinearity_last: bool = False
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+
+    def __post_init__(self) -> None:
+        sizes, widths = tuple(self.stage_sizes), tuple(self.widths)
+        if len(sizes) != len(widths) or not sizes:
+            raise ValueError(
+                f"stage_sizes is {sizes} and widths is {widths}: give both a number for each stage"
+            )
+        for name, values in (("stage_sizes", sizes), ("widths", widths)):
+            if min(values) < 1:
+                raise ValueError(f"{name} is {values}: use whole numbers of at least 1")
+        if not self.projection and list(widths) != sorted(widths):
+            raise ValueError(
+                f"widths is {widths}, but a shortcut without parameters cannot leave channels out: "
+                "let no stage be narrower than the one before, or set projection=True"
+            )
+        if self.convs_per_shortcut not in (1, 2):
+            raise ValueError(f"convs_per_shortcut is {self.convs_per_shortcut}: use 1 or 2")
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -377,6 +377,27 @@ def test_what_cannot_be_built_is_refused_with_the_remedy(name, knobs, message) -
         build(name, **{"num_classes": 10, **knobs})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"widths": (16, 32)}, r"stage_sizes is \(3, 3, 3\) and widths is \(16, 32\): give both"),
+        ({"stage_sizes": (), "widths": ()}, r"stage_sizes is \(\).*a number for each stage"),
+        ({"stage_sizes": (3, 0, 3)}, r"stage_sizes is \(3, 0, 3\).*at least 1"),
+        ({"widths": [32, 16, 16]}, r"widths is \(32, 16, 16\).*narrower.*projection=True"),
+        ({"convs_per_shortcut": 3}, "convs_per_shortcut is 3: use 1 or 2"),
+    ],
+)
+def test_stages_that_make_no_residual_network_are_refused(settings, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        ResNet(num_classes=10, method="ste", **settings)
+
+
+def test_a_projection_may_narrow_a_residual_network() -> None:
+    model = ResNet(2, "ste", stage_sizes=(1, 1), widths=(16, 8), projection=True)
+    shapes = jax.eval_shape(lambda: model.init_with_output(KEY, jnp.zeros((1, 8, 8, 1)))[0])
+    assert shapes.shape == (1, 2)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_images_of_a_wrong_rank_or_type_are_refused_with_the_remedy(name: str) -> None:
     model = build(name, num_classes=2, method="ste")
