@@ -2,6 +2,7 @@
 
 python train.py --config=configs/cifar10_resnet20.py --workdir=runs/x
 python train.py --config=configs/cifar10_resnet20.py:ste --workdir=runs/y --config.seed=1
+python train.py --config=configs/cifar10_resnet20.py:mine:halved --workdir=runs/z  # of mine.py
 python train.py --workdir=runs/x --mode=eval
 python train.py --sweep=configs/sweeps/methods.py --workdir=runs/methods --seeds=3
 python train.py --sweep=configs/sweeps/table2.py --workdir=runs/table2 --seeds=5 --budget=0.02
@@ -10,6 +11,7 @@ python train.py --sweep=configs/sweeps/methods.py --workdir=runs/methods --only=
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent / "configs"))  # they import one another by bare name
+sys.path.append(os.getcwd())  # where a method of one's own may lie, as for python -m
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE.py[:METHOD].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)
@@ -147,7 +150,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         print(
             f"error: {' '.join(words)} overrides nothing, for the configuration has no key "
             f"{name!r} there. {hint.strip(quotes)} The keys stand in configs/base.py, the knobs "
-            "of each method in configs/methods.py",
+            "of each method in configs/methods.py or, of your own, in its function",
             file=sys.stderr,
         )
         sys.exit(1)

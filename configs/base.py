@@ -12,7 +12,8 @@ def get_config(arg: str = "") -> ConfigDict:
     """The base configuration.
 
     Args:
-      arg: what stands behind the colon of --config=FILE:ARG, the name of a method.
+      arg: what stands behind the colon of --config=FILE:ARG, the name of a method, or
+        module:function for one's own.
 
     Returns:
       A ConfigDict whose keys are all there are.

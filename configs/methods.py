@@ -233,7 +233,7 @@ def method(name: str) -> ConfigDict:
     """The configuration group of a method.
 
     Args:
-      name: of the method; "" means "fda".
+      name: of the method; "" means "fda", and "module:function" one's own (docs/add_a_method.md).
 
     Returns:
       ConfigDict with the name and the knobs.
@@ -242,10 +242,17 @@ def method(name: str) -> ConfigDict:
       ValueError: an unknown name; the nearest is named.
     """
     name = name or "fda"
+    if ":" in name:
+        from fda_jax.layers import knobs_of  # here, for the rest of a configuration needs no JAX
+
+        return ConfigDict({"name": name, **knobs_of(name)})
     if name not in KNOBS:
         nearest = difflib.get_close_matches(name, KNOBS, n=1)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise ValueError(f"there is no method {name!r}{hint}: use one of {', '.join(KNOBS)}")
+        raise ValueError(
+            f"there is no method {name!r}{hint}: use one of {', '.join(KNOBS)}, or one of your own "
+            "as module:function"
+        )
     return ConfigDict({"name": name, **KNOBS[name]})
 
 

@@ -109,7 +109,7 @@ def build(
     Args:
       config: nested mapping with the groups of configs/base.py.
       dataset: the configuration's own where it is loaded already.
-      method: one that no row of `layers.METHODS` makes, in place of the configuration's.
+      method: a finished one, in place of the configuration's, which `method.name` makes.
 
     Returns:
       An `Experiment`.

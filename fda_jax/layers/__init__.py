@@ -2,7 +2,7 @@
 
 from fda_jax.layers.binary import BinaryConv, BinaryDense
 from fda_jax.layers.jointly import quantize_weights
-from fda_jax.layers.methods import METHODS, Method, lookup, make_method
+from fda_jax.layers.methods import METHODS, Method, knobs_of, lookup, make_method
 from fda_jax.layers.nonlinearities import NONLINEARITIES, nonlinearity
 from fda_jax.layers.quantizers import (
     ActivationQuantizer,
@@ -24,6 +24,7 @@ __all__ = [
     "NoiseAdaptation",
     "Quantizer",
     "WeightQuantizer",
+    "knobs_of",
     "lookup",
     "make_method",
     "nonlinearity",

@@ -2,7 +2,8 @@
 
 A row is a function whose keyword arguments are the method's knobs with their defaults, and whose
 body reads like the row of a paper's table. Adding a method is adding a row here (and an estimator
-to `ops`, if it needs a new one); no layer, network or training file knows a method by name.
+to `ops`, if it needs a new one), or naming one of one's own as "module:function"; no layer, network
+or training file knows a method by name.
 """
 
 import dataclasses
@@ -24,6 +25,7 @@ from fda_jax.layers.multibit import UniformWeights
 from fda_jax.layers.nonlinearities import NETWORK, NONLINEARITIES
 from fda_jax.layers.normalize import CenteredWeights, StandardizedFilters
 from fda_jax.layers.outputs import OutputScale
+from fda_jax.layers.own import own_function
 from fda_jax.layers.penalties import TowardsScale
 from fda_jax.layers.projection import ProjectedWeights
 from fda_jax.layers.quantizers import Noise, Quantizer
@@ -130,7 +132,9 @@ def takes_noise(reading: str) -> Callable[[Row], Row]:
 
         own = inspect.signature(row).parameters.values()
         added = list(inspect.signature(noisy, follow_wrapped=False).parameters.values())[:-1]
-        noisy.__signature__ = inspect.Signature([*own, *added])  # pyright: ignore
+        noisy.__signature__ = inspect.Signature(  # pyright: ignore
+            [*own, *added], return_annotation=Method
+        )
         return noisy
 
     return decorate
@@ -667,18 +671,19 @@ METHODS: Mapping[str, Row] = MappingProxyType(
 
 
 def make_method(method: str | Method, **knobs: object) -> Method:
-    """The row of `METHODS` with this name, its knobs overridden.
+    """The row of `METHODS` with this name, or one of one's own, its knobs overridden.
 
     Args:
-      method: a name of `METHODS`; a `Method` is returned as it is.
+      method: a name of `METHODS`, or "module:function" for a function of one's own that returns a
+        `Method`, whose keyword arguments are the knobs; a `Method` is returned as it is.
       **knobs: keyword arguments of the row.
 
     Returns:
       A `Method`.
 
     Raises:
-      ValueError: an unknown name or knob (the message names the nearest), or a knob's value out
-        of its range.
+      ValueError: an unknown name or knob (the message names the nearest), a knob's value out of
+        its range, or a function that makes no method.
 
     Examples:
       >>> from fda_jax import layers
@@ -692,8 +697,7 @@ def make_method(method: str | Method, **knobs: object) -> Method:
                 "give them to make_method with the method's name"
             )
         return method
-    row = lookup(METHODS, method, "method")
-    known = inspect.signature(row).parameters
+    row, known = _row(method), knobs_of(method)
     for knob in knobs:
         if knob not in known:
             raise ValueError(
@@ -701,6 +705,31 @@ def make_method(method: str | Method, **knobs: object) -> Method:
                 f"its knobs are {', '.join(known) or 'none'}"
             )
     return row(**knobs)
+
+
+def knobs_of(method: str) -> dict[str, Any]:
+    """The knobs of a method with their defaults.
+
+    Args:
+      method: as of `make_method`, by its name.
+
+    Returns:
+      A default for each knob: a number, a truth value or text.
+
+    Raises:
+      ValueError: an unknown name, or a function that makes no method.
+
+    Examples:
+      >>> from fda_jax import layers
+      >>> layers.knobs_of("binarynet")
+      {'window': 1.0}
+    """
+    parameters = inspect.signature(_row(method)).parameters
+    return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def _row(name: str) -> Row:
+    return own_function(name, Method) if ":" in name else lookup(METHODS, name, "method")
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:

@@ -1,12 +1,15 @@
 """Whole small runs: what they leave behind, how they resume, what stops them."""
 
 import dataclasses
+import doctest
 import functools
+import importlib
 import json
 import math
 import os
 import shutil
 import signal
+import sys
 
 import chex
 import jax
@@ -14,13 +17,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from fda_jax import experiment, models
+from fda_jax import deploy, doctor, experiment, export, models, report
 from fda_jax.data import StreamSplit
 from fda_jax.experiment import diagnose, findings, loop, run, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
-from tests.conftest import STE, small_config
+from tests.conftest import REPOSITORY, STE, small_config
 from tests.experiment.conftest import arrays, assert_same_run, rows
+from tests.test_doctests import BLOCK
 
 
 class Killed(BaseException):
@@ -293,3 +297,45 @@ def test_a_run_that_is_looked_at_ends_as_one_that_is_not(whole, tmp_path, monkey
             assert all(0 <= share <= 1 for share in look[name].values())
     # What the first step of all starts from is the same for both.
     assert looks[0]["loss"] == pytest.approx(2.4, abs=0.5)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The rule and the row of docs/add_a_method.md as a file mine.py in the current folder."""
+    blocks = BLOCK.findall((REPOSITORY / "docs" / "add_a_method.md").read_text())
+    parse = doctest.DocTestParser().get_examples
+    code = "".join(example.source for i in (0, 2) for example in parse(blocks[i]))
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "mine:raised_cosine"
+    sys.modules.pop("mine", None)
+
+
+def test_a_method_of_ones_own_goes_the_whole_way(mine, tmp_path, capsys):
+    config = importlib.import_module("digits_resnet").get_config(mine).to_dict()
+    assert config["method"] == {"name": mine, "scale": "layer", "window": 1.0}
+    small = small_config(**{"checkpoint.every_epochs": 1, "eval.flips": False})
+    config = {**small, "method": {**config["method"], "window": 1.2}}
+    result = experiment.train(config, "run")
+    assert (result["method"], result["steps"]) == (mine, 10)
+    (tmp_path / "run" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
+    sys.modules.pop("mine")  # as in another process
+    again = experiment.train(config, "run")
+    assert again["last_test_loss"] == result["last_test_loss"]
+    with pytest.raises(experiment.WorkdirError, match=r"method\.window was 1\.2 and is 1\.0"):
+        experiment.train({**config, "method": {**config["method"], "window": 1.0}}, "run")
+    assert report.main(["run"]) == 0
+    assert mine in (tmp_path / "run" / "report.md").read_text()
+    assert doctor.main(["run"]) != doctor.UNREADABLE
+    capsys.readouterr()
+    assert export.main(["run", "--out=net.npz"]) == 0
+    examples = result["test_examples"]
+    assert f"{examples} of {examples} answers are the run's" in capsys.readouterr().out
+    assert deploy.load("net.npz").facts["method"] == mine
+    sys.modules.pop("mine")
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(ValueError, match="no module 'mine': let it lie in the current folder"):
+        experiment.evaluate(None, "run")
+    deploy.load("net.npz")  # needs it no more

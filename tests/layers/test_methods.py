@@ -2,11 +2,12 @@
 
 import dataclasses
 import inspect
+import sys
 
 import pytest
 
 from fda_jax import ops
-from fda_jax.layers import METHODS, Method, Noise, Quantizer, lookup, make_method
+from fda_jax.layers import METHODS, Method, Noise, Quantizer, knobs_of, lookup, make_method
 from fda_jax.layers.multibit import UniformWeights
 from fda_jax.layers.normalize import CenteredWeights, StandardizedFilters
 from fda_jax.layers.outputs import OutputScale
@@ -242,6 +243,104 @@ def test_an_unknown_knob_is_refused_and_the_nearest_is_named() -> None:
 def test_a_knob_out_of_range_is_refused_by_its_rule() -> None:
     with pytest.raises(ValueError, match=r"omega is -1"):
         make_method("fda", omega=-1)
+
+
+OWN = """
+import json
+from fda_jax import layers, ops
+from fda_jax.layers.methods import takes_noise
+
+def halved(*, window: float = 0.5, scale: str = "layer") -> layers.Method:
+    rule = ops.ClippedSTE(window)
+    return layers.Method(layers.Quantizer(rule, scale), layers.Quantizer(rule))
+
+@takes_noise("none")
+def noisy(*, window: float = 0.5) -> layers.Method:
+    return halved(window=window)
+
+def postponed() -> "layers.Method":
+    return halved()
+
+def silent():
+    raise SystemExit("it must not be called")
+
+def bare(window) -> layers.Method:
+    return halved(window=window)
+
+def many(**knobs: float) -> layers.Method:
+    return halved(**knobs)
+
+def name(*, name: str = "x") -> layers.Method:
+    return halved()
+
+def nothing() -> layers.Method:
+    return None
+
+def broken(*, window: float = 0.5) -> layers.Method:
+    return [][0]
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A module "mine" that is found, one "bad" that is not Python, and one that lacks another."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("mine", "bad", "lacking"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "bad.py").write_text("def f(:\n")
+    (tmp_path / "lacking.py").write_text("import no_such_thing\n")
+
+
+@pytest.mark.usefixtures("own")
+def test_a_method_of_ones_own_is_named_by_its_module_and_function() -> None:
+    rule = ops.ClippedSTE(0.8)
+    expected = Method(Quantizer(rule, "layer"), Quantizer(rule))
+    assert make_method("mine:halved", window=0.8) == expected
+    assert knobs_of("mine:halved") == {"window": 0.5, "scale": "layer"}
+    assert make_method("mine:noisy", noise="forward").weight.noise == NOISE
+    assert make_method("mine:postponed") == make_method("mine:halved")
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "mine:halve",
+            r"'mine' \(.*mine\.py\) has no function 'halve' \(did you mean 'halved'\?\)",
+        ),
+        ("yours:halved", "no module 'yours': let it lie in the current folder"),
+        ("mine.yours:halved", "no module 'mine.yours'"),
+        ("bad:f", r"'bad' cannot be imported \(SyntaxError.*python -c 'import bad' shows"),
+        ("lacking:f", "'lacking' cannot be imported .*'no_such_thing'"),
+        ("mine.py:halved", "names no function: write 'module:function', without a path and .py"),
+        ("./mine:halved", "names no function"),
+        ("/x/mine:halved", "names no function"),
+        ("mine:halved()", "names no function"),
+        ("mine:halved:x", "names no function"),
+        ("mine:", "names no function"),
+        ("mine:silent", r"is not called: declare it, def silent\(\.\.\.\) -> Method"),
+        ("os:abort", "is not called"),
+        ("mine:json", "is not called"),
+        ("mine:bare", r"the parameter \(window\) of 'mine:bare' cannot be recorded"),
+        ("mine:many", r"the parameter \(\*\*knobs: float\)"),
+        ("mine:name", r"\(name: str = 'x'\).*another name than 'name'"),
+        ("mine:nothing", "'mine:nothing' returned None: let it return a Method"),
+        ("mine:broken", r"mine\.py\) fails with \{\} \(IndexError: list index out of range\)"),
+    ],
+)
+def test_what_is_no_method_of_ones_own_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_method(name)
+
+
+@pytest.mark.usefixtures("own")
+def test_knobs_of_ones_own_method_are_refused_like_all_others() -> None:
+    with pytest.raises(ValueError, match=r"'mine:halved' has no knob 'windo' \(did you mean 'win"):
+        make_method("mine:halved", windo=1.0)
+    with pytest.raises(ValueError, match="scale is 'whole'"):
+        make_method("mine:halved", scale="whole")
 
 
 def test_lookup_gives_the_entry_of_any_table() -> None:
