@@ -82,8 +82,9 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
 
     The file is Python with a docstring, whose first paragraph is the question, and a function
     `get_sweep()` that returns (base, runs). base is a function from a method's name to a
-    ConfigDict, as `get_config` of every configuration, or the name FILE[:METHOD] of a
-    configuration. runs is a list of overrides, {dotted key: value}, or a mapping from names to
+    ConfigDict, as `get_config` of every configuration, or FILE[:METHOD], where FILE is the name of
+    one of configs/, or the path of another with its .py, from the folder of the sweep file or the
+    current one. runs is a list of overrides, {dotted key: value}, or a mapping from names to
     them. The key "method" takes another row with its knobs and stages. A list's runs are named
     by their overrides. What the report shows beside the results are constants of the file, all
     optional: BASELINE (the run that all others are compared with, or {run: its baseline}), PAPER
@@ -112,7 +113,7 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     configs = {}
     for name, own in named.items():
         with _naming(name):
-            configs[name] = _configure(base, shared, own)
+            configs[name] = _configure(base, shared, own, path.parent)
     question = " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
     constants = _constants(module, named)
     if {"model.name", "data.name"} & shared.keys():
@@ -209,16 +210,21 @@ def _import(path: Path) -> ModuleType:
     if not path.is_file():
         raise ConfigError(f"there is no sweep file {path}: see configs/sweeps")
     # Under a name of its own, for a sweep may be called as one of the configurations.
-    spec = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"the sweep file {path} is not Python: its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _run_file(path, f"sweep_{path.stem}")
     if not module.__doc__ or not hasattr(module, "get_sweep"):
         raise ConfigError(
             f"the sweep file {path} needs a docstring whose first paragraph is its question, and "
             "a function get_sweep()"
         )
+    return module
+
+
+def _run_file(path: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"the sweep file {path} is not Python: its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -322,7 +328,10 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _configure(
-    base: str | Callable[[str], Any], shared: Mapping[str, str], own: Mapping[str, Any]
+    base: str | Callable[[str], Any],
+    shared: Mapping[str, str],
+    own: Mapping[str, Any],
+    beside: Path,
 ) -> dict[str, Any]:
     twice = sorted(shared.keys() & own.keys())
     if twice:
@@ -330,7 +339,7 @@ def _configure(
             f"{', '.join(twice)} is this run's own override: an override of all runs would undo "
             "what it is there for"
         )
-    get_config, method = _base(base) if isinstance(base, str) else (base, "")
+    get_config, method = _base(base, beside) if isinstance(base, str) else (base, "")
     values = {**shared, **own}
     config = get_config(values.pop("method", method))
     defaults = leaves(config.to_dict())
@@ -341,13 +350,29 @@ def _configure(
     return config.to_dict()
 
 
-def _base(name: str) -> tuple[Callable[[str], Any], str]:
+def _base(name: str, beside: Path) -> tuple[Callable[[str], Any], str]:
     """The function and the method that FILE[:METHOD] names."""
     file, _, method = name.partition(":")
+    module = _configuration(file, beside)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"the configuration {file!r} has no get_config(): see configs/base.py")
+    return module.get_config, method
+
+
+def _configuration(file: str, beside: Path) -> ModuleType:
+    if file.endswith(".py"):
+        places = (beside / file, Path(file))
+        for place in places:
+            if place.is_file():
+                return _run_file(place, f"configuration_{place.stem}")
+        raise ConfigError(f"there is no configuration {places[0]}, nor {places[1].absolute()}")
     try:
-        return importlib.import_module(file).get_config, method
+        return importlib.import_module(file)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"there is no configuration {file!r}: use one of configs/") from error
+        raise ConfigError(
+            f"there is no configuration {file!r}: use one of configs/, or the path of another, "
+            f"{file + '.py'!r}"
+        ) from error
 
 
 def _typed(key: str, value: Any, defaults: Mapping[str, Any]) -> Any:

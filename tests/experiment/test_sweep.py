@@ -91,6 +91,41 @@ def test_a_base_is_also_named_by_its_file_and_method(tmp_path):
     }
 
 
+@pytest.mark.parametrize("place", ["beside", "beside/below", "current"])
+def test_a_base_may_be_a_file_beside_the_sweep_or_in_the_current_folder(
+    tmp_path, monkeypatch, place
+):
+    for folder in ("beside/below", "current"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "current")
+    (tmp_path / place / "mycfg.py").write_text(
+        "from digits_resnet import get_config as digits\n\n\n"
+        "def get_config(arg=''):\n    config = digits(arg)\n    config.train.epochs = 7\n"
+        "    return config\n"
+    )
+    name = "below/mycfg.py" if "below" in place else "mycfg.py"
+    path = write(tmp_path / "beside", {"a": {}, "b": {"method": "fda"}}, base=f"'{name}:ste'")
+    configs = sweep.read(path).configs
+    assert [config["method"]["name"] for config in configs.values()] == ["ste", "fda"]
+    assert [config["train"]["epochs"] for config in configs.values()] == [7, 7]
+
+
+def test_a_method_of_ones_own_is_a_run_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "swept.py").write_text(
+        "from fda_jax import layers\n\n\ndef half(*, window: float = 0.5) -> layers.Method:\n"
+        "    return layers.make_method('ste', window=window)\n"
+    )
+    runs = [{"method": "swept:half"}, {"method": "swept:half", "method.window": 2}]
+    configs = sweep.read(write(tmp_path, runs, base="'digits_resnet:swept:half'")).configs
+    assert {name: config["method"] for name, config in configs.items()} == {
+        "swept-half": {"name": "swept:half", "window": 0.5},
+        "swept-half_window=2": {"name": "swept:half", "window": 2.0},
+    }
+    with pytest.raises(ConfigError, match=r"run 'swept-hal': the module 'swept'.*mean 'half'"):
+        sweep.read(write(tmp_path, [{"method": "swept:hal"}]))
+
+
 @pytest.mark.parametrize(
     ("runs", "overrides", "words"),
     [
@@ -125,8 +160,14 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path):
     (tmp_path / "plain.py").write_text("def get_sweep():\n    return None\n")
     with pytest.raises(ConfigError, match="docstring"):
         sweep.read(tmp_path / "plain.py")
-    with pytest.raises(ConfigError, match="no configuration 'digit'"):
-        sweep.read(write(tmp_path, [{}], base="'digit'"))
+    for base, words in {
+        "digit": "no configuration 'digit': use one of configs/.*'digit.py'",
+        "digit.py": f"no configuration {tmp_path}/digit.py, nor {os.getcwd()}/digit.py",
+        "json": r"configuration 'json' has no get_config\(\)",
+        "plain.py:ste": r"configuration 'plain.py' has no get_config\(\)",
+    }.items():
+        with pytest.raises(ConfigError, match=words):
+            sweep.read(write(tmp_path, [{}], base=repr(base)))
 
 
 def test_the_constants_of_a_file_are_what_the_report_shows_beside_the_results(tmp_path):
