@@ -4,6 +4,7 @@ from fda_jax.experiment.diagnose import NonFiniteError
 from fda_jax.experiment.folder import WorkdirError
 from fda_jax.experiment.memory import Epoch, epochs
 from fda_jax.experiment.run import evaluate, train
+from fda_jax.experiment.saved import SavedRun, opened
 from fda_jax.experiment.setup import Experiment, build
 from fda_jax.experiment.shipping import Release, release
 from fda_jax.training.checkpoints import CheckpointError
@@ -18,10 +19,12 @@ __all__ = [
     "Experiment",
     "NonFiniteError",
     "Release",
+    "SavedRun",
     "WorkdirError",
     "build",
     "epochs",
     "evaluate",
+    "opened",
     "release",
     "train",
 ]

@@ -248,7 +248,7 @@ def evaluate(
     """
     answers = {}
     given = None if config is None else _plain(config)
-    with saved.opened(given, workdir, data_dir=data_dir) as trained:
+    with saved.opened(workdir, given, data_dir=data_dir) as trained:
         evaluator = Evaluator(trained.experiment)
         for name in saved.CHECKPOINTS:
             step = trained.step(name)

@@ -65,19 +65,25 @@ class SavedRun:
 
 @contextlib.contextmanager
 def opened(
-    config: Mapping[str, Any] | None,
     workdir: str | Path,
+    config: Mapping[str, Any] | None = None,
     *,
     data_dir: str | None = None,
     dataset: data.Dataset | None = None,
 ) -> Iterator[SavedRun]:
-    """Open a run's folder, of a run in stages the last stage's.
+    """Open a run's folder, of a run in stages the last stage's, to read what was trained.
+
+    `with opened("runs/digits") as run:` gives the run, whose `last()` is a state: its `params` hold
+    the latent weights, `inference_variables()` what the network is evaluated with.
 
     Args:
-      config: of the run, or None to take the one in the folder.
       workdir: the run's folder.
+      config: of the run, or None to take the one in the folder.
       data_dir: where the data lie now, in place of the configuration's data.dir.
       dataset: in place of the configuration's own.
+
+    Returns:
+      A context whose value is a `SavedRun`, to be read inside.
 
     Raises:
       WorkdirError: there is no run of this configuration, or no checkpoint, in the folder, or the
@@ -97,7 +103,7 @@ def opened(
     parts = stages.split(settings)
     if parts:
         place = stages.folders(folder.path, settings)[-1]
-        with opened(parts[-1], place, data_dir=data_dir, dataset=dataset) as last:
+        with opened(place, parts[-1], data_dir=data_dir, dataset=dataset) as last:
             yield last
         return
     if folder.latest_checkpoint() is None:

@@ -96,7 +96,7 @@ def release(
         raise WorkdirError(f"{out} exists already: choose another name, or remove it")
     if not out.parent.is_dir():
         raise WorkdirError(f"there is no folder {out.parent}: make it, or choose another")
-    with saved.opened(None, workdir, data_dir=data_dir) as trained:
+    with saved.opened(workdir, data_dir=data_dir) as trained:
         step = trained.step(checkpoint)
         if step is None:
             raise WorkdirError(

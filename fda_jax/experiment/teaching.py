@@ -32,7 +32,7 @@ def engage(experiment: Experiment, config: Mapping[str, Any], workdir: Path) -> 
     path = find(experiment, config, workdir)
     if path is None:
         return experiment
-    with saved.opened(None, path, dataset=experiment.dataset) as trained:
+    with saved.opened(path, dataset=experiment.dataset) as trained:
         variables = trained.last().inference_variables()
         model = trained.experiment.model.clone(axis_name=None)
     train = config["train"]

@@ -142,10 +142,25 @@ def test_what_has_no_effect_is_said_at_the_start(tmp_path, capsys, changes, idle
     for key, value in changes.items():
         group, name = key.split(".")
         config[group][name] = value
-    with run.begun(config, RunFolder(tmp_path)):
+    with run.begun(config, RunFolder(tmp_path), setup.build(small_config())):
         pass
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(", but has no effect: it counts with ")[0] for line in lines] == idle
+
+
+def test_the_recipe_for_latent_weights_reads_a_run_and_writes_nothing(whole):
+    folder, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    page = (REPOSITORY / "docs" / "recipes.md").read_text()
+    code = page.split("## Look at a run's latent weights")[1].split("```")[1]
+    names = {}
+    exec(code.removeprefix("python\n").replace('"runs/digits"', repr(str(folder))), names)
+    state, *_ = arrays(folder)
+    chex.assert_trees_all_equal(names["state"].params, state.params)
+    assert names["latent"].shape == (3, 3, 8, 8)
+    assert 0 < names["small"] < 1
+    assert names["logits"].shape == (1, 10)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
 def test_effective_weights_of_a_trained_network_are_exactly_two_valued(whole):

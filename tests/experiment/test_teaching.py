@@ -35,7 +35,7 @@ def taught(whole, tmp_path_factory):
 def test_the_teacher_is_the_network_of_the_last_checkpoint_of_the_run_beside(taught):
     config = taught_config()
     engaged = teaching.engage(setup.build(config), config, taught)
-    with saved.opened(None, taught.parent / "real") as real:
+    with saved.opened(taught.parent / "real") as real:
         chex.assert_trees_all_equal(engaged.knowledge, real.last().inference_variables())
         assert engaged.teacher.model == real.experiment.model.clone(axis_name=None)
     assert (engaged.teacher.weight, engaged.teacher.temperature) == (0.5, 1.0)
