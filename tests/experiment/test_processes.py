@@ -116,6 +116,35 @@ def test_a_run_is_evaluated_on_any_number_of_devices_wherever_its_data_lie_now(w
     assert f"accuracy {whole[1]['last_test_accuracy']:.2%}" in done.stdout
 
 
+def test_a_method_of_ones_own_is_found_in_the_current_folder_and_missed_in_words(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from fda_jax import layers\n\n\ndef half(*, window: float = 0.5) -> layers.Method:\n"
+        "    return layers.make_method('ste', window=window)\n"
+    )
+    configs = REPOSITORY / "configs" / "digits_resnet.py"
+    train = [str(REPOSITORY / "train.py"), "--workdir=run"]
+    mine = [*train, f"--config={configs}:mine:half", "--config.method.window=0.8"]
+    mine.append("--config.train.epochs=1")
+    for words, code, expected in (
+        ([*train, f"--config={configs}:yours:half"], 1, "error: there is no module 'yours'"),
+        ([*mine, "--config.method.windw=1"], 1, "Did you mean"),
+        (mine, 0, "test accuracy"),
+        (["-m", "fda_jax.export", "run", "--out=half.npz"], 0, "355 of 355 answers are the run's"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY)},
+        )
+        output = done.stdout + done.stderr
+        assert (done.returncode, expected in output) == (code, True), output
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["method"]
+    assert recorded == {"name": "mine:half", "window": 0.8}
+
+
 def test_a_second_process_in_the_same_folder_waits_and_is_refused(tmp_path):
     workdir = tmp_path / "run"
     first = start(workdir, "--config.train.epochs=2000")
