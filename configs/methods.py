@@ -54,11 +54,13 @@ KNOBS = {
     },
     "tbn": {
         "scale": "filter",
+        "scale_in_gradient": False,  # as in the authors' code
         "threshold": 0.4,  # activations below this share of their mean magnitude become 0
         "window": 1.0,  # of the activations' slope
     },
     "hwgq": {
         "scale": "filter",
+        "scale_in_gradient": False,  # as in the authors' code
         "activation_bits": 2,  # 2^bits - 1 levels above 0
     },
     "bireal": {

@@ -95,13 +95,13 @@ class Rounded(torch.autograd.Function):
         return cotangent, None
 
 
-class TimesLayerMean(torch.autograd.Function):
-    """X times the mean |w| of the layer forward, the identity backward."""
+class Times(torch.autograd.Function):
+    """X times a scale forward, the identity backward."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, w: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
         """The product."""
-        return w.abs().mean() * x
+        return scale * x
 
     @staticmethod
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -133,7 +133,7 @@ def magnitude(w: Tensor) -> Tensor:
 
 def ste(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
     """Signs within a window of 1, times the mean |w| of the layer, not so the gradient."""
-    return clipped_sign(a), TimesLayerMean.apply(clipped_sign(w), w)
+    return clipped_sign(a), Times.apply(clipped_sign(w), w.abs().mean())
 
 
 def narrow_ste(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
@@ -202,6 +202,11 @@ def dorefa_bits(bits: int) -> Quantize:
     return layer
 
 
+def straight_through(w: Tensor) -> Tensor:
+    """Scaled signs with the gradient of the binary kernel, as the code of TBN and HWGQ has them."""
+    return Rounded.apply(clear_of(w, 0.0), lambda w: torch.sign(w) * magnitude(w))
+
+
 def tbn(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
     """TBN (Wan et al., ECCV 2018): ternary activations, 0 below 0.4 of the sample's mean |a|."""
     threshold = 0.4 * a.detach().abs().mean(PER_SAMPLE, keepdim=True)
@@ -209,8 +214,7 @@ def tbn(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, 
     ternary = Rounded.apply(
         torch.clamp(a, -1.0, 1.0), lambda clipped: torch.sign(a) * (a.abs() > threshold)
     )
-    binary = Sign.apply(clear_of(w, 0.0), torch.ones_like(w))
-    return ternary, magnitude(w).detach() * binary
+    return ternary, straight_through(w)
 
 
 def hwgq(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
@@ -221,7 +225,7 @@ def hwgq(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor,
         torch.clamp(a, 0.0, 3 * step),
         lambda x: step * ((x > 0).to(x.dtype) + (x > 1.5 * step) + (x > 2.5 * step)),
     )
-    return levels, magnitude(w).detach() * clipped_sign(w)
+    return levels, straight_through(w)
 
 
 def sign_swish(u: Tensor) -> Tensor:
@@ -426,7 +430,7 @@ def fourier_sign(x: Tensor, progress: float) -> Tensor:
 
 def fda(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
     """FDA-BNN's sine module alone; DoReFa-Net (arXiv 1606.06160), Eqs. 7 and 8: no scale back."""
-    return fourier_sign(a, progress), TimesLayerMean.apply(fourier_sign(w, progress), w)
+    return fourier_sign(a, progress), Times.apply(fourier_sign(w, progress), w.abs().mean())
 
 
 def fda_scaled(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
@@ -453,7 +457,7 @@ def fda_with_noise(reading: str) -> Quantize:
         rows = filters.reshape(FILTERS, -1)
         estimate = noise(rows, "weight", fixed, progress)
         noisy_w = fourier_sign(filters, progress) + estimate.reshape(filters.shape)
-        noisy_w = TimesLayerMean.apply(noisy_w, w)
+        noisy_w = Times.apply(noisy_w, w.abs().mean())
         # Nothing is left out of the parameters' gradient, Eqs. 16 and 17.
         trained = noise(rows.detach(), "weight", params, progress)
         change = (trained - trained.detach()).reshape(filters.shape)

@@ -4,7 +4,7 @@ All methods that have the knob `scale_in_gradient`, with and without it, on ResN
 CIFAR-10 (configs/cifar10_resnet8.py). configs/sweeps/gradient.py asks the same of FDA-BNN on
 ResNet-20 with the whole recipe.
 
-Budget: 12 runs of 391 steps a seed. That is tiny, and a scale in the gradient makes steps smaller,
+Budget: 16 runs of 391 steps a seed. That is tiny, and a scale in the gradient makes steps smaller,
 which costs most where there are few.
 
     python train.py --sweep=configs/sweeps/scale.py --workdir=runs/scale --seeds=3

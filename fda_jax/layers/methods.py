@@ -237,24 +237,36 @@ def xnor_net_pp(*, scale_shape: str = "channel_height_width") -> Method:
     )
 
 
-def tbn(*, scale: str = "filter", threshold: float = 0.4, window: float = 1.0) -> Method:
+def tbn(
+    *,
+    scale: str = "filter",
+    scale_in_gradient: bool = False,
+    threshold: float = 0.4,
+    window: float = 1.0,
+) -> Method:
     """TBN (Wan et al., ECCV 2018): XNOR-Net's binary weights, activations in {-1, 0, 1}.
 
-    The slope of the weights has no window, as in the authors' code.
+    The weights' gradient is that of the binary kernel, without window and scale, as in the authors'
+    code (dnvtmf/TBN, binary_weight.py). There the threshold is that of a whole batch, and at
+    inference of its running mean; here it is that of an example, always.
     """
     return Method(
-        weight=Quantizer(ops.Identity(), scale),
+        weight=Quantizer(ops.Identity(), scale, scale_in_gradient=scale_in_gradient),
         activation=Quantizer(ops.Ternary(threshold, window)),
     )
 
 
-def hwgq(*, scale: str = "filter", activation_bits: int = 2) -> Method:
+def hwgq(
+    *, scale: str = "filter", scale_in_gradient: bool = False, activation_bits: int = 2
+) -> Method:
     """HWGQ (arXiv 1702.00953): XNOR-Net's binary weights, half-wave Gaussian activations.
 
-    They are the network's nonlinearity; another one in front could cut off their upper levels.
+    They are the network's nonlinearity; another one in front could cut off their upper levels. The
+    weights' gradient is that of the binary kernel, without window and scale, as in the authors'
+    code (zhaoweicai/hwgq, binary_conv_layer.cpp).
     """
     return Method(
-        weight=Quantizer(ops.ClippedSTE(), scale),
+        weight=Quantizer(ops.Identity(), scale, scale_in_gradient=scale_in_gradient),
         activation=Quantizer(ops.HalfWaveGaussian(activation_bits)),
         nonlinearity="none",
     )

@@ -35,9 +35,13 @@ ROWS = {
     "xnor_net_pp": Method(
         Quantizer(CLIP), Quantizer(CLIP), output=OutputScale("channel_height_width")
     ),
-    "tbn": Method(Quantizer(SIGN, "filter"), Quantizer(ops.Ternary(0.4, window=1.0))),
+    "tbn": Method(
+        Quantizer(SIGN, "filter", scale_in_gradient=False), Quantizer(ops.Ternary(0.4, window=1.0))
+    ),
     "hwgq": Method(
-        Quantizer(CLIP, "filter"), Quantizer(ops.HalfWaveGaussian(2)), nonlinearity="none"
+        Quantizer(SIGN, "filter", scale_in_gradient=False),
+        Quantizer(ops.HalfWaveGaussian(2)),
+        nonlinearity="none",
     ),
     "bireal": BIREAL,
     "bireal_prelu": dataclasses.replace(BIREAL, nonlinearity="prelu"),
@@ -144,6 +148,8 @@ def test_knobs_reach_the_rule_and_the_noise_module() -> None:
             {"activation": Quantizer(ops.Ternary(0.7, 2.0))},
         ),
         ("hwgq", {"activation_bits": 3}, {"activation": Quantizer(ops.HalfWaveGaussian(3))}),
+        ("tbn", {"scale_in_gradient": True}, {"weight": Quantizer(SIGN, "filter")}),
+        ("hwgq", {"scale_in_gradient": True}, {"weight": Quantizer(SIGN, "filter")}),
         ("bireal", {"scale": "layer"}, {"weight": Quantizer(CLIP, "layer")}),
         ("bireal_prelu", {"scale": "layer"}, {"weight": Quantizer(CLIP, "layer")}),
         ("bnn_plus", {"regularizer": "none"}, {"weight": Quantizer(SWISH, "filter")}),
