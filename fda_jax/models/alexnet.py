@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from fda_jax import ops
 from fda_jax.layers import BinaryConv, BinaryDense, Method, make_method, nonlinearity
-from fda_jax.models.common import batch_norm, check_images, classifier, stem
+from fda_jax.models.common import batch_norm, check_images, classifier, hard_tanh_of_stem, stem
 
 
 class AlexNet(nn.Module):
@@ -20,7 +20,8 @@ class AlexNet(nn.Module):
 
     Source: the released code of XNOR-Net (arXiv 1603.05279), models/alexnetxnor.lua, for FDA-BNN
     does not give its AlexNet. Here BN scales, too, and hardtanh stands before each sign: a sign
-    stays as it is, and methods with real activations are more than a linear map.
+    stays as it is, and methods with real activations are more than a linear map. The nonlinearity
+    of a method that brings one takes its place as in `VGGSmall`.
 
     Attributes:
       num_classes: number of logits.
@@ -55,7 +56,7 @@ class AlexNet(nn.Module):
         first, *widths = self.widths
         x = stem(first, self.dtype, side=11, strides=4, padding=2)(images_bhwc)
         x = ops.max_pool(nn.relu(norm(name="stem_norm")(x)), 3, stride=2)
-        x = nn.hard_tanh(norm(name="norm1")(x))
+        x = hard_tanh_of_stem(norm(name="norm1")(x), self.method)
         number_of_convs = len(self.widths)
         for i, width in enumerate(widths, start=2):
             side = 5 if i == 2 else 3

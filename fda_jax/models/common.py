@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
+from fda_jax.layers import Method, make_method
 
 MOMENTUM, EPSILON = 0.9, 1e-5
 
@@ -64,6 +65,15 @@ def stem(
 ) -> nn.Conv:
     """The first convolution, always in full precision."""
     return real_conv(features, dtype, side=side, strides=strides, padding=padding, name="stem")
+
+
+def hard_tanh_of_stem(x: jax.Array, method: str | Method) -> jax.Array:
+    """Hardtanh of what the stem hands to the first binary layer; x for the nonlinearity "none".
+
+    Levels and windows of a method that wants none may lie beyond 1. Trained nonlinearities (PReLU,
+    RPReLU, Maxout) stand behind binary layers alone, as in the ResNets, so that the stem's stays.
+    """
+    return x if make_method(method).nonlinearity == "none" else nn.hard_tanh(x)
 
 
 def real_conv(

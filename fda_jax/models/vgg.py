@@ -8,16 +8,17 @@ import jax.numpy as jnp
 
 from fda_jax import ops
 from fda_jax.layers import BinaryConv, Method, make_method, nonlinearity
-from fda_jax.models.common import batch_norm, check_images, classifier, stem
+from fda_jax.models.common import batch_norm, check_images, classifier, hard_tanh_of_stem, stem
 
 
 class VGGSmall(nn.Module):
     """VGG-Small: six 3x3 convolutions and one dense layer; the first and the last are real.
 
     Layout: conv128 -> conv128 -> pool -> conv256 x 2 -> pool -> conv512 x 2 -> pool -> dense,
-    each convolution followed by [pool] -> BN -> hardtanh. Source: Zhang et al. 2018 (LQ-Nets,
-    arXiv 1807.10029) for the sizes. FDA-BNN does not give the order inside a layer; this is
-    IR-Net's, which ReCU and BiPer share.
+    each convolution followed by [pool] -> BN -> hardtanh. The nonlinearity of a method that brings
+    one takes the place of the hardtanh behind binary convolutions, and "none" behind the first,
+    real one, too. Source: Zhang et al. 2018 (LQ-Nets, arXiv 1807.10029) for the sizes. FDA-BNN does
+    not give the order inside a layer; this is IR-Net's, which ReCU and BiPer share.
 
     Attributes:
       num_classes: number of logits.
@@ -48,7 +49,7 @@ class VGGSmall(nn.Module):
         check_images(images_bhwc)
         norm = batch_norm(self.dtype, self.axis_name, train=train)
         x = stem(self.widths[0], self.dtype)(images_bhwc)
-        x = nn.hard_tanh(norm(name="stem_norm")(x))
+        x = hard_tanh_of_stem(norm(name="stem_norm")(x), self.method)
         layers = [width for width in self.widths for _ in range(2)][1:]
         for i, width in enumerate(layers, start=2):
             conv = BinaryConv(width, method=self.method, dtype=self.dtype, name=f"conv{i}")

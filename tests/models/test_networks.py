@@ -227,6 +227,49 @@ def test_alexnet_is_its_layout_in_numpy(height: int, width: int) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("model", "last_norm"),
+    [
+        (VGGSmall(3, "hwgq", widths=(2, 3, 4)), "stem_norm"),
+        (AlexNet(3, "hwgq", widths=(4, 5, 3, 6, 2), units=(7, 8)), "norm1"),
+    ],
+    ids=["vgg", "alexnet"],
+)
+def test_the_first_binary_layer_sees_all_levels_of_a_method_without_nonlinearity(
+    model, last_norm: str
+) -> None:
+    images = normal(2, 64, 64, 3)
+    variables = randomized(jax.eval_shape(lambda: model.init(KEY, images)))
+    kept = ["intermediates"]
+
+    @jax.jit
+    def seen(variables):
+        names = (last_norm, "activation")
+        return model.apply(
+            variables, images, capture_intermediates=lambda m, _: m.name in names, mutable=kept
+        )[1]["intermediates"]
+
+    found = seen(variables)
+    normed, levels = found[last_norm], found["conv2"]["activation"]
+    a = np.asarray(normed["__call__"][0], np.float64)
+    # HWGQ's levels of two bits: 0, and above it the nearest of three steps.
+    nearest = 0.538 * np.clip(np.round(a / 0.538), 1, 3)
+    np.testing.assert_allclose(
+        levels["__call__"][0], np.where(a > 0, nearest, 0), rtol=1e-6, atol=1e-6
+    )
+    assert np.any(nearest > 1.6)
+
+
+@pytest.mark.parametrize("name", ["vgg_small", "alexnet"])
+@pytest.mark.parametrize("method", ["bireal_prelu", "reactnet", "adabin"])
+def test_a_trained_nonlinearity_stands_behind_binary_layers_alone(name: str, method: str) -> None:
+    model = build(name, num_classes=2, method=method)
+    side = 2 * MODELS[name].min_side
+    params = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, side, side, 3))))["params"]
+    layers = sum("latent_kernel" in layer for layer in params.values())
+    assert sum("negative_slope" in layer for layer in params.values()) == layers
+
+
 @pytest.mark.parametrize(("stride", "features"), [(1, 3), (2, 3), (2, 8), (2, 6), (3, 4)])
 def test_the_shortcut_picks_pixels_and_adds_zero_channels_on_both_sides(
     stride: int, features: int
