@@ -77,7 +77,8 @@ def get_config(arg: str = "") -> ConfigDict:
             "momentum": 0.9,  # of sgd; section 3.1
             "nesterov": False,  # of sgd
             "weight_decay": 1e-4,  # section 3.1; in the gradient for sgd and adam, as PyTorch's
-            # Groups of parameters that decay. The paper does not say; its siblings decay all.
+            # Groups of parameters that decay. The paper does not say; its siblings decay all. The
+            # logarithms and logits of a learned DSQ, "log", do not: their 0 is no small value.
             "decay_groups": ("binary", "real", "norm", "prelu", "noise", "quantizer"),
             "clip_norm": 0.0,  # largest global gradient norm; 0 for no clipping
             # Largest gradient of a parameter; 0 for no clipping. Eq. 2 reads like 1.

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from fda_jax.experiment import stages
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.experiment.setup import ConfigError, Experiment
-from fda_jax.models.summary import parameter_group
+from fda_jax.models.summary import METHODS_OWN, parameter_group
 from fda_jax.training.checkpoints import Checkpoints, shape_text
 from fda_jax.training.state import variable_shapes
 
@@ -175,7 +175,7 @@ def _mismatch(path: VariablePath, theirs: str, ours: str, source: str) -> Config
 
 
 def _is_methods_own(path: VariablePath) -> bool:
-    return parameter_group(path[1:]) in ("noise", "quantizer")
+    return parameter_group(path[1:]) in METHODS_OWN
 
 
 def _shapes(experiment: Experiment) -> dict[VariablePath, str]:

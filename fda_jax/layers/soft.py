@@ -27,8 +27,9 @@ class LearnedDSQ(nn.Module):
     and all weights of a layer have one sign.
 
     Public code keeps alpha in its range by a bound; here alpha = sigmoid of a parameter, and the
-    range is held by its middle and the logarithm of its half-width, so that l < u. At inference
-    the middle alone is left, as a threshold.
+    range is held by its middle and the logarithm of its half-width, so that l < u. Weight decay
+    leaves the logit and the logarithm alone by default (`models.summary`, the group "log"): it
+    would draw alpha to 1/2. At inference the middle alone is left, as a threshold.
 
     Attributes:
       alpha: at the start, in (0, 1).

@@ -23,14 +23,18 @@ class ParameterCount:
     training_only: int
 
 
-GROUPS = ("binary", "noise", "quantizer", "norm", "prelu", "real")
+GROUPS = ("binary", "noise", "quantizer", "log", "norm", "prelu", "real")
+# What a method brings to a network, as of `parameter_group`.
+METHODS_OWN = ("noise", "quantizer", "log")
 
 
 def parameter_group(path: tuple[str, ...]) -> str:
     """Group of a parameter by its path, of `GROUPS`.
 
-    "binary": latent weights; "noise": noise modules; "quantizer": what else a method's quantizers
-    and output scales have; "norm", "prelu": normalisation and nonlinearities; "real": the rest.
+    "binary": latent weights; "noise": noise modules; "log": those of a method's quantizers that are
+    a logarithm or a logit (`log_...`, `..._logit`), of which 0 is a value like any other, so that
+    decay would be a pull towards it; "quantizer": what else its quantizers and output scales have;
+    "norm", "prelu": normalisation and nonlinearities; "real": the rest.
 
     Args:
       path: names from the network down to the parameter, e.g. ("conv2", "latent_kernel").
@@ -43,7 +47,7 @@ def parameter_group(path: tuple[str, ...]) -> str:
     if "noise" in path:
         return "noise"
     if not {"weight", "activation", "output"}.isdisjoint(path):
-        return "quantizer"
+        return "log" if path[-1].startswith("log_") or path[-1].endswith("_logit") else "quantizer"
     owner = path[-2] if len(path) > 1 else ""
     if owner.startswith(("prelu", "rprelu", "maxout")):
         return "prelu"
@@ -73,7 +77,7 @@ def count_parameters(params: Mapping[str, Any]) -> ParameterCount:
 def _fate(path: tuple[str, ...]) -> str:
     """What becomes of a parameter at inference, as a field of `ParameterCount`."""
     group = parameter_group(path)
-    if group == "noise" or (group == "quantizer" and "weight" in path):
+    if group == "noise" or (group in METHODS_OWN and "weight" in path):
         return "training_only"
     return "binary" if group == "binary" else "real"
 

@@ -1,6 +1,7 @@
 """Schedules against their formulas, optimizers against NumPy; latent weights by their rule."""
 
 import dataclasses
+import importlib
 import math
 
 import chex
@@ -11,6 +12,8 @@ import optax
 import pytest
 
 from fda_jax import ops
+from fda_jax.layers import BinaryConv, make_method
+from fda_jax.models.summary import GROUPS
 from fda_jax.training.optimizer import make_optimizer, make_schedule, with_latent_rule
 
 BASE = {"learning_rate": 0.1, "total_steps": 100, "warmup_steps": 0}
@@ -107,6 +110,27 @@ def test_weight_decay_reaches_the_named_groups_alone():
         "prelu1": {"negative_slope": False},
         "classifier": {"kernel": True, "bias": True},
     }
+
+
+def test_by_default_decay_draws_no_logarithm_or_logit_towards_0():
+    # DSQ's alpha and width, which 0 would make 1/2 and 1; the middle of its range decays as others.
+    settings = importlib.import_module("base").get_config().optimizer
+    groups = settings.decay_groups
+    assert set(GROUPS) - set(groups) == {"log"}
+    layer = BinaryConv(2, method=make_method("dsq", learnable=True, alpha=0.2, window=0.5))
+    params = layer.init(jax.random.key(0), jnp.ones((1, 3, 3, 2)))["params"]
+    params = jax.tree.map(lambda p: jnp.where(p == 0, 0.3, p), params)
+    tree = {"conv1": params}
+    optimizer = make_optimizer(**{**SGD, "decay_groups": groups, "momentum": 0.0})
+    zero = jax.tree.map(jnp.zeros_like, tree)
+    for _ in range(3):
+        updates, _ = optimizer.update(zero, optimizer.init(tree), tree)
+        tree = optax.apply_updates(tree, updates)
+    for operand in ("weight", "activation"):
+        learned = tree["conv1"][operand]
+        assert float(jax.nn.sigmoid(learned["alpha_logit"])) == pytest.approx(0.2)
+        assert float(jnp.exp(learned["log_half_width"])) == pytest.approx(0.5)
+        assert float(learned["middle"]) == pytest.approx(0.3 * (1 - 0.1 * 0.01) ** 3)
 
 
 def test_adam_decays_through_the_gradient_and_adamw_past_it():
