@@ -303,8 +303,11 @@ def bnn_plus(
     Beta is trained in the paper and a constant here; the regulariser's weight is our choice.
     """
     rule = ops.SignSwish(beta)
-    penalty = None if regularizer == "none" else TowardsScale(regularizer, regularizer_weight)
-    return Method(weight=Quantizer(rule, scale, penalty=penalty), activation=Quantizer(rule))
+    weight = Quantizer(rule, scale)
+    if regularizer != "none":
+        penalty = TowardsScale(regularizer, regularizer_weight, scale)
+        weight = dataclasses.replace(weight, penalty=penalty)
+    return Method(weight=weight, activation=Quantizer(rule))
 
 
 @takes_noise("none")

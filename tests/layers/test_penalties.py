@@ -26,6 +26,22 @@ def test_the_regulariser_is_its_formula_with_the_scale_held_fixed(form, value, g
     np.testing.assert_allclose(of_w, 0.25 * gradient, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scale", "target"),
+    [
+        ("none", 1.0),
+        ("layer", SIZE.mean()),
+        ("filter", SCALE),
+        ("power_of_two", 2.0 ** np.round(np.log2(SCALE))),
+    ],
+)
+def test_the_regulariser_draws_towards_the_scale_that_the_signs_have(scale, target) -> None:
+    weight = make_method("bnn_plus", scale=scale, regularizer_weight=1.0).weight
+    value, of_w = jax.value_and_grad(weight.penalty)(W, 0.5)
+    np.testing.assert_allclose(value, np.abs(target - SIZE).sum(), rtol=1e-5)
+    np.testing.assert_array_equal(of_w, SIGNS * np.sign(SIZE - target))
+
+
 @pytest.mark.parametrize("form", ["l1", "l2"])
 def test_binary_weights_cost_nothing(form: str) -> None:
     assert TowardsScale(form, weight=1.0)(SCALE * SIGNS, 0.5) == pytest.approx(0, abs=1e-4)
@@ -50,6 +66,7 @@ def test_the_penalty_of_a_row_reaches_the_loss_in_training_alone() -> None:
     [
         ({"regularizer": "l3"}, "regularizer is 'l3': use one of none, l1, l2"),
         ({"regularizer_weight": -1.0}, r"regularizer_weight is -1\.0: use a number >= 0"),
+        ({"scale": "learned"}, "scale, which is 'learned': use one of none, .*regularizer='none'"),
     ],
 )
 def test_a_regulariser_that_cannot_be_is_refused(knobs, message) -> None:
