@@ -102,6 +102,7 @@ KNOBS = {
     "bop": {
         "threshold": 1e-8,  # a weight flips when its mean gradient exceeds this
         "gamma": 1e-4,  # share of the newest gradient in that mean
+        "gamma_decay": 0.1,  # of gamma after each fifth of the training; the authors' CIFAR-10
         "window": 1.0,  # of the activations' slope
     },
     "reactnet": {

@@ -380,12 +380,21 @@ def resnete(*, window: float = 1.25) -> Method:
     )
 
 
-def bop(*, threshold: float = 1e-8, gamma: float = 1e-4, window: float = 1.0) -> Method:
-    """Bop (arXiv 1906.02107): weights are signs that flip, whatever the optimizer."""
+def bop(
+    *,
+    threshold: float = 1e-8,
+    gamma: float = 1e-4,
+    gamma_decay: float = 0.1,
+    window: float = 1.0,
+) -> Method:
+    """Bop (arXiv 1906.02107): weights are signs that flip, whatever the optimizer.
+
+    Gamma is multiplied by `gamma_decay` after each fifth of the training, as in the authors' code.
+    """
     return Method(
         weight=Quantizer(ops.Identity()),
         activation=Quantizer(ops.ClippedSTE(window)),
-        latent_rule=ops.Bop(threshold, gamma),
+        latent_rule=ops.Bop(threshold, gamma, gamma_decay),
     )
 
 

@@ -60,7 +60,9 @@ ROWS = {
         nonlinearity="none",
         latent_rule=ops.ClipLatents(1.25),
     ),
-    "bop": Method(Quantizer(SIGN), Quantizer(CLIP), latent_rule=ops.Bop(1e-8, gamma=1e-4)),
+    "bop": Method(
+        Quantizer(SIGN), Quantizer(CLIP), latent_rule=ops.Bop(1e-8, gamma=1e-4, decay=0.1)
+    ),
     "reactnet": Method(
         Quantizer(CLIP, "filter"), ShiftedSign(Quantizer(ops.ApproxSign())), nonlinearity="rprelu"
     ),
@@ -176,6 +178,7 @@ def test_knobs_reach_the_rule_and_the_noise_module() -> None:
             {"weight": Quantizer(CLIP), "latent_rule": ops.ClipLatents(1.0)},
         ),
         ("bop", {"threshold": 1e-6, "gamma": 0.1}, {"latent_rule": ops.Bop(1e-6, 0.1)}),
+        ("bop", {"gamma_decay": 1.0}, {"latent_rule": ops.Bop(1e-8, 1e-4, decay=1.0)}),
         ("reactnet", {"scale": "layer"}, {"weight": Quantizer(CLIP, "layer")}),
         (
             "reste",

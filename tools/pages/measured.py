@@ -23,8 +23,9 @@ COLUMNS = (
 )
 _NUMBERS = {5, 6}
 # What a knob was before there was one, where that is not its default today.
-_BEFORE = {
-    (name, "scale_in_gradient"): "true" for name in ("identity", "ste", "fda", "tbn", "hwgq")
+_SCALED = ("identity", "ste", "fda", "tbn", "hwgq")
+_BEFORE = {(name, "scale_in_gradient"): "true" for name in _SCALED} | {
+    ("bop", "gamma_decay"): "1.0"
 }
 # Settings that have a column.
 _SHOWN = ("data.limit", "train.batch_size", "train.budget", "train.epochs")
