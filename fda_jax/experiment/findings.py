@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fda_jax.data.specs import SPECS
-from fda_jax.experiment import stages
+from fda_jax.experiment import budget, stages
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 
 # A test accuracy below this many times that of guessing shows no learning.
@@ -86,8 +86,8 @@ class Run:
 
     @property
     def planned(self) -> int:
-        """Epochs of the whole run."""
-        return self.config["train"]["epochs"]
+        """Epochs that its budget leaves the run."""
+        return budget.epochs_of(self.config["train"])
 
     @property
     def from_scratch(self) -> bool:
@@ -126,7 +126,7 @@ def _read(path: Path) -> Run:
     # A run that was started again and came past the step has left the failure behind.
     if failure and (result or any(row["step"] > failure["step"] for row in trains)):
         failure = None
-    return Run(path, folder.read("config.json"), trains, tests, looks, result, failure)
+    return Run(path, folder.config(), trains, tests, looks, result, failure)
 
 
 def examine(run: Run) -> list[Finding]:

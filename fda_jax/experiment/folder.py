@@ -14,7 +14,7 @@ FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnos
 
 # Keys that came later, by group, at the values that say what was done without them.
 LATER_KEYS = {
-    "train": {"teacher": "", "teacher_weight": 1.0, "teacher_temperature": 1.0},
+    "train": {"budget": 1.0, "teacher": "", "teacher_weight": 1.0, "teacher_temperature": 1.0},
     "augment": {"smallest_area": 0.08},
 }
 # What result.json has at least.

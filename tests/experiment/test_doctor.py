@@ -196,6 +196,25 @@ def test_in_a_healthy_run_nothing_is_found(tmp_path, capsys):
     assert "activations outside the window: 50.000% to 50.000%" in text
 
 
+def test_a_run_of_a_small_budget_is_judged_by_the_epochs_that_it_has(tmp_path, capsys):
+    story = healthy()
+    story["config"]["train"] |= {"epochs": 20 * EPOCHS, "budget": 0.05}
+    every(story["tests"], accuracy=0.11)
+    every(story["trains"][EPOCHS // 2 :], flips=0.3)
+    assert doctor.main([str(write(tmp_path / "run", story))]) == doctor.FOUND
+    text = capsys.readouterr().out
+    assert "20 of 20 epochs" in text
+    assert "The network guesses." in text
+    assert "flipped in epoch 20 of 20" in text
+
+
+def test_a_run_that_is_older_than_budgets_is_a_whole_one(tmp_path):
+    story = healthy()
+    del story["config"]["train"]["budget"]
+    (run,) = findings.read(write(tmp_path / "run", story))
+    assert run.planned == EPOCHS
+
+
 RESULTS = REPOSITORY / "results"
 RECORDED = ("methods_resnet8", "cifar10_resnet20_5_epochs", "estimator_settings")
 
