@@ -59,7 +59,7 @@ def write(folder, story):
     folder.mkdir(exist_ok=True)
     rows = sorted([*story["trains"], *story["tests"], *story["looks"]], key=lambda row: row["step"])
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("config", "result", "failure"):
+    for name in ("config", "dataset", "result", "failure"):
         if story.get(name) is not None:
             (folder / f"{name}.json").write_text(json.dumps(story[name]))
     return folder
@@ -194,6 +194,23 @@ def test_in_a_healthy_run_nothing_is_found(tmp_path, capsys):
     assert "Nothing wrong found." in text
     assert "looked at 20 steps" in text
     assert "activations outside the window: 50.000% to 50.000%" in text
+
+
+@pytest.mark.parametrize("name", ["folder:/images", "tfds:svhn_cropped"])
+def test_guessing_is_found_on_data_of_ones_own_by_the_classes_that_the_run_recorded(name, tmp_path):
+    story = healthy()
+    story["config"]["data"]["name"] = name
+    for classes, accuracy, expected in (
+        ("ab", 0.54, ["The network guesses."]),
+        ("ab", 0.56, []),
+        ("abcd", 0.32, ["The network guesses."]),
+        ("abcdefgh", 0.19, []),
+    ):
+        every([*story["tests"], *story["trains"]], accuracy=accuracy)
+        story["dataset"] = {"classes": list(classes), "training_examples": 9, "test_examples": 9}
+        story["result"] |= {"best_test_accuracy": accuracy, "last_test_accuracy": accuracy}
+        (run,) = findings.read(write(tmp_path / classes, story))
+        assert [finding.what for finding in findings.examine(run)] == expected
 
 
 def test_a_run_of_a_small_budget_is_judged_by_the_epochs_that_it_has(tmp_path, capsys):
