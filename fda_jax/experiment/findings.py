@@ -159,6 +159,23 @@ def _not_finite(run: Run) -> Finding | None:
     )
 
 
+def _no_number(run: Run) -> Finding | None:
+    ill = [row for row in [*run.trains, *run.tests] if not math.isfinite(row["loss"])]
+    if not ill:
+        return None
+    first = min(ill, key=lambda row: row["epoch"])
+    side = "test" if first["split"] == "test" else "training"
+    return Finding(
+        "A loss is no finite number.",
+        f"the {side} loss of epoch {first['epoch']} is {first['loss']}"
+        + (f", and {len(ill) - 1} more" if ill[1:] else ""),
+        "no accuracy is to be believed behind it: weights, or statistics that the test divides by, "
+        "have left every scale",
+        f"a smaller --config.optimizer.learning_rate (it was {_rate(run):g}), "
+        "--config.optimizer.clip_norm=1, or --config.optimizer.warmup_epochs=5",
+    )
+
+
 def _unfinished(run: Run) -> Finding | None:
     if run.result is not None or run.failure is not None:
         return None
@@ -387,6 +404,7 @@ def _no_direction(run: Run) -> Finding | None:
 # The gravest first; those that need diagnostics find nothing where there are none.
 RULES: tuple[Callable[[Run], Finding | None], ...] = (
     _not_finite,
+    _no_number,
     _unfinished,
     _guesses,
     _does_not_learn,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 
 import pytest
 
@@ -92,6 +93,11 @@ def drop(story):
 # How to make the healthy run ill, and what is then found: words of it, a key to try.
 ILLNESSES = {
     "a number that is not finite": (fail, "step 58", "optimizer.clip_norm"),
+    "a test loss that is no number": (
+        lambda story: every(story["tests"][-2:], loss=math.nan),
+        "the test loss of epoch 19 is nan, and 1 more",
+        "optimizer.clip_norm",
+    ),
     "a stopped run": (stop, "5 of 20 epochs", "same command"),
     "a test accuracy of guessing": (
         lambda story: every(story["tests"], accuracy=0.11),
