@@ -70,6 +70,7 @@ class Run:
       result: content of result.json; None of a run that has not ended.
       failure: content of failure.json; None unless the last attempt ended by a number that is not
         finite.
+      lacks: the results that its end has still to write; the last of several stages writes two.
       num_classes: of its data; None where neither dataset.json nor the name of the data tells.
     """
 
@@ -80,6 +81,7 @@ class Run:
     looks: Sequence[Mapping[str, Any]]
     result: Mapping[str, Any] | None
     failure: Mapping[str, Any] | None
+    lacks: Sequence[str]
     num_classes: int | None
 
     @property
@@ -105,21 +107,41 @@ class Run:
 
 
 def read(folder: Path) -> list[Run]:
-    """The run in a folder, or those of its stages as far as they have begun.
+    """The run in a folder, or those of its stages that have begun, and the one that should be next.
 
     Raises:
       WorkdirError: there is no run, or a file that cannot be read.
     """
-    config = RunFolder(folder).read("config.json")
+    config = RunFolder(folder, is_writer=False).config()
     if config is None:
         raise WorkdirError(
             f"the folder {folder} holds no run (no config.json): give the --workdir of one"
         )
     places = stages.folders(folder, config)
-    return [_read(place) for place in places if (place / "config.json").exists()]
+    return [_read(folder, config)] if places == [folder] else _read_stages(folder, config, places)
 
 
-def _read(path: Path) -> Run:
+def _read_stages(folder: Path, config: Mapping[str, Any], places: Sequence[Path]) -> list[Run]:
+    whole = RunFolder(folder, is_writer=False).result()
+    runs: list[Run] = []
+    for number, place in enumerate(places):
+        own = RunFolder(place, is_writer=False).config()
+        if own is None and whole is None and all(run.result for run in runs):
+            # Runs that are older than diagnostics made none.
+            own = stages.split({"diagnostics": {}, **config})[number]
+        if own is not None:
+            runs.append(_read(place, own))
+    if not runs:
+        raise WorkdirError(
+            f"the run in {folder} has ended, but the folders of its stages are gone: restore "
+            f"{places[0].name} to {places[-1].name}"
+        )
+    if whole is None and runs[-1].path == places[-1]:
+        runs[-1] = dataclasses.replace(runs[-1], lacks=(*runs[-1].lacks, "../result.json"))
+    return runs
+
+
+def _read(path: Path, config: Mapping[str, Any]) -> Run:
     folder = RunFolder(path, is_writer=False)
     rows = folder.metrics()
     trains, tests, looks = (
@@ -129,8 +151,17 @@ def _read(path: Path) -> Run:
     # A run that was started again and came past the step has left the failure behind.
     if failure and (result or any(row["step"] > failure["step"] for row in trains)):
         failure = None
-    config, facts = folder.config(), folder.read("dataset.json")
-    return Run(path, config, trains, tests, looks, result, failure, _num_classes(config, facts))
+    return Run(
+        path,
+        config,
+        trains,
+        tests,
+        looks,
+        result,
+        failure,
+        lacks=() if result else ("result.json",),
+        num_classes=_num_classes(config, folder.read("dataset.json")),
+    )
 
 
 def _num_classes(config: Mapping[str, Any], facts: Mapping[str, Any] | None) -> int | None:
@@ -177,11 +208,12 @@ def _no_number(run: Run) -> Finding | None:
 
 
 def _unfinished(run: Run) -> Finding | None:
-    if run.result is not None or run.failure is not None:
+    if not run.lacks or run.failure is not None:
         return None
     return Finding(
         "The run has not ended.",
-        f"{run.epochs} of {run.planned} epochs are finished and there is no result.json",
+        f"{run.epochs} of {run.planned} epochs are finished and there is no "
+        f"{' and no '.join(run.lacks)}",
         "it is still running, was stopped by a signal, or was killed",
         "wait, or start the same command again: it goes on from its last checkpoint"
         + _noise_at_work(run),

@@ -320,11 +320,43 @@ def test_a_folder_without_a_run_is_an_error_in_words(content, tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_a_run_in_stages_is_examined_stage_by_stage(tmp_path, capsys):
+def write_stages(folder, begun):
+    """A run of two stages, of which so many have been trained; without a result of the whole."""
     story = healthy()
-    whole = {**story, "config": {**story["config"], "stages": {"stage1": {}, "stage2": {}}}}
-    folder = write(tmp_path / "run", whole)
-    write(folder / "stage1", story)
+    train = {**story["config"]["train"], "epochs": 2 * EPOCHS}
+    halves = {"stage1": {"epochs_share": 0.5}, "stage2": {}}
+    folder.mkdir()
+    config = {**story["config"], "train": train, "stages": halves}
+    (folder / "config.json").write_text(json.dumps(config))
+    for number in range(1, begun + 1):
+        write(folder / f"stage{number}", story)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("begun", "stage", "seen"),
+    [
+        (0, "stage1", "0 of 20 epochs are finished and there is no result.json."),
+        (1, "stage2", "0 of 20 epochs are finished and there is no result.json and no ../result"),
+        (2, "stage2", "20 of 20 epochs are finished and there is no ../result.json."),
+    ],
+)
+def test_of_a_run_in_stages_that_has_not_ended_it_names_the_one_to_go_on_with(
+    begun, stage, seen, tmp_path, capsys
+):
+    folder = write_stages(tmp_path / "run", begun)
+    assert doctor.main([str(folder)]) == doctor.FOUND
+    text = capsys.readouterr().out
+    assert seen in text.split(f"{folder / stage}: ")[1]
+    assert text.count("Seen: ") == 1
+    assert text.count("Nothing wrong found.") == (begun > 0) * (stage == "stage2")
+    (folder / "result.json").write_text(json.dumps(healthy()["result"]))
+    expected = doctor.NOTHING_FOUND if begun else doctor.UNREADABLE
+    assert doctor.main([str(folder)]) == expected
+
+
+def test_a_run_in_stages_is_examined_stage_by_stage(tmp_path, capsys):
+    folder = write_stages(tmp_path / "run", 1)
     ill = healthy()
     stop(ill)
     write(folder / "stage2", ill)
