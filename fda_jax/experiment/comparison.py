@@ -25,8 +25,8 @@ class Entry:
 
     Attributes:
       name: in the sweep.
-      runs: by seed; the finished ones, or all if none is finished.
-      unfinished: number of runs left out.
+      runs: by seed; the finished ones, if none is those that have not failed, else all.
+      left_out: the other runs.
       baseline: name of the run that it is compared with; "" for none.
       difference: of the last accuracies to the baseline's, paired by seed; None where unknown.
       relative_seconds: time a step divided by the baseline's; None where one is not known.
@@ -35,7 +35,7 @@ class Entry:
 
     name: str
     runs: Sequence[Run]
-    unfinished: int = 0
+    left_out: Sequence[Run] = ()
     baseline: str = ""
     difference: Difference | None = None
     relative_seconds: float | None = None
@@ -86,7 +86,8 @@ class Comparison:
       overrides: of all runs, as on the command line.
       fields: by name of dataset and network.
       asked: number of runs that the sweep consists of, seeds counted.
-      missing: the runs that are not finished, and how far they are.
+      missing: the runs that are not finished, how far they are, and why one failed.
+      failed: number of runs that failed.
       source: of the published values.
       axis: of the figure that the sweep asks for; "" for none.
       points: (line, place on the axis, name of a run) of it.
@@ -98,6 +99,7 @@ class Comparison:
     fields: Sequence[Field]
     asked: int
     missing: Sequence[str]
+    failed: int = 0
     source: str = ""
     axis: str = ""
     points: Sequence[tuple[str, float, str]] = ()
@@ -139,6 +141,7 @@ def read(folder: Path, *, mixed_revisions: bool = False) -> Comparison:
         fields=[_field(*key, part) for key, part in sorted(parts.items())],
         asked=len(found) * record["seeds"],
         missing=_missing(found, record["seeds"]),
+        failed=sum(bool(run.failure) for run in runs),
         source=record["source"],
         axis=record["axis"],
         points=[(line, place, name) for line, place, name in record["points"]],
@@ -201,16 +204,22 @@ def _missing(found: Mapping[str, Sequence[Run]], seeds: int) -> list[str]:
             if run is None:
                 missing.append(f"{name}/seed{seed}")
             elif not run.is_finished:
-                missing.append(f"{run.name} ({run.epochs} of {run.planned_epochs} epochs)")
+                missing.append(f"{run.name} ({_reached(run)})")
     return missing
+
+
+def _reached(run: Run) -> str:
+    reached = f"{run.epochs} of {run.planned_epochs} epochs"
+    return f"failed after {reached}: {run.failure}" if run.failure else reached
 
 
 def _entry(name: str, runs: Sequence[Run], record: Mapping[str, Any]) -> Entry:
     finished = [run for run in runs if run.is_finished]
+    shown = finished or [run for run in runs if not run.failure] or runs
     return Entry(
         name,
-        finished or runs,
-        unfinished=len(runs) - len(finished),
+        shown,
+        left_out=[run for run in runs if run not in shown],
         baseline=record["baselines"].get(name, ""),
         paper=record["paper"].get(name),
     )

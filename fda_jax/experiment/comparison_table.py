@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fda_jax.experiment.comparison import Comparison, Entry, Field, mean
 from fda_jax.experiment.logs import duration
 from fda_jax.experiment.pairs import standard_error
-from fda_jax.experiment.tables import LEGEND, number, spread, table
+from fda_jax.experiment.tables import FAILED, LEGEND, left_out, number, spread, table
 
 _UNKNOWN = "-"
 
@@ -49,6 +49,8 @@ def markdown(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
     if comparison.missing:
         count = f"{len(comparison.missing)} of {comparison.asked} runs"
         parts.append(f"**Missing:** {count}: {', '.join(comparison.missing)}.")
+    if comparison.failed:
+        parts.append(FAILED)
     parts.append(f"{LEGEND} {_explanation(comparison)}")
     if comparison.overrides:
         shared = ", ".join(f"`{key}={value}`" for key, value in comparison.overrides.items())
@@ -70,7 +72,8 @@ def summary(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
     """
     parts = [comparison.question]
     if comparison.missing:
-        parts.append(f"**Missing:** {len(comparison.missing)} of {comparison.asked} runs.")
+        failed = f", of which {comparison.failed} failed" if comparison.failed else ""
+        parts.append(f"**Missing:** {len(comparison.missing)} of {comparison.asked} runs{failed}.")
     made = columns(comparison, mixed_revisions=mixed_revisions)
     parts += _tables(comparison, [column for column in made if not column.is_detail], "###")
     return "\n\n".join([*parts, _origin(comparison)])
@@ -185,8 +188,7 @@ def _single_seeds(field: Field) -> list[str]:
 
 def _seeds(entry: Entry) -> str:
     seeds = str(len({run.seed for run in entry.runs}))
-    left_out = entry.unfinished and entry.runs[0].is_finished
-    return f"{seeds} ({entry.unfinished} unfinished left out)" if left_out else seeds
+    return seeds + left_out(entry.left_out)
 
 
 def _spread(values: Iterable[float | None]) -> str:
@@ -221,7 +223,9 @@ def _seconds(entry: Entry) -> str:
 
 def _epochs(entry: Entry) -> str:
     epochs = f"{min(run.epochs for run in entry.runs)}/{entry.runs[0].planned_epochs}"
-    return epochs if entry.runs[0].is_finished else f"{epochs}, unfinished"
+    if entry.runs[0].is_finished:
+        return epochs
+    return f"{epochs}, {'failed' if entry.runs[0].failure else 'unfinished'}"
 
 
 def _revision(entry: Entry) -> str:

@@ -147,10 +147,7 @@ def _read(path: Path, config: Mapping[str, Any]) -> Run:
     trains, tests, looks = (
         [row for row in rows if row["split"] == split] for split in ("train", "test", "diagnostics")
     )
-    result, failure = folder.result(), folder.read("failure.json")
-    # A run that was started again and came past the step has left the failure behind.
-    if failure and (result or any(row["step"] > failure["step"] for row in trains)):
-        failure = None
+    result = folder.result()
     return Run(
         path,
         config,
@@ -158,7 +155,7 @@ def _read(path: Path, config: Mapping[str, Any]) -> Run:
         tests,
         looks,
         result,
-        failure,
+        folder.failure(),
         lacks=() if result else ("result.json",),
         num_classes=_num_classes(config, folder.read("dataset.json")),
     )

@@ -230,6 +230,19 @@ class RunFolder:
             )
         return result
 
+    def failure(self) -> dict[str, Any] | None:
+        """The content of failure.json; None unless the run's last attempt ended there.
+
+        Raises:
+          WorkdirError: the file is damaged.
+        """
+        failure = self.read("failure.json")
+        if failure is None or self.result() is not None:
+            return None
+        # A run that was started again and came past the step has left the failure behind.
+        trains = [row for row in self.metrics() if row["split"] == "train"]
+        return None if any(row["step"] > failure["step"] for row in trains) else failure
+
     def write(self, name: str, value: Any) -> None:
         """Write a JSON file so that it is either the old or the new one, never a part."""
         if self._is_writer:

@@ -40,6 +40,11 @@ LEGEND = (
     "Last is the test accuracy after the last epoch. Best is the highest of all epochs; it is "
     "picked on the test set itself and so is optimistic: compare methods by last."
 )
+# Stands beside the legend where a run failed.
+FAILED = (
+    "**Runs failed: means, deviations and intervals are of those that did not fail, wherever there "
+    "are such.**"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Run:
       planned_epochs: what the budget leaves of the configuration's.
       epochs: finished so far.
       is_finished: whether there is a result.
+      failure: why its last attempt ended before that, in words; "" unless it met a number that is
+        not finite.
       last_accuracy: on the test set after the last evaluated epoch, in [0, 1].
       last_top5_accuracy: likewise, of the five likeliest classes; None where nobody counted.
       best_accuracy: the highest on the test set, in [0, 1].
@@ -86,6 +93,7 @@ class Run:
     planned_epochs: int
     epochs: int
     is_finished: bool
+    failure: str
     last_accuracy: float | None
     last_top5_accuracy: float | None
     best_accuracy: float | None
@@ -204,7 +212,10 @@ def markdown(groups: Iterable[Group]) -> str:
     Returns:
       The text, from its first heading to its last line.
     """
-    return "\n\n".join(["# Runs", LEGEND, summary(groups, "##")]) + "\n"
+    groups = list(groups)
+    runs = [run for group in groups for part in group.configurations for run in part.runs]
+    failed = [FAILED] if any(run.failure for run in runs) else []
+    return "\n\n".join(["# Runs", LEGEND, *failed, summary(groups, "##")]) + "\n"
 
 
 def summary(groups: Iterable[Group], level: str = "###") -> str:
@@ -268,7 +279,13 @@ def _read_run(path: Path, name: str) -> Run:
         config = {"diagnostics": {}, **completed(config)}
         rows, epochs_before = _metrics(path, config)
         reached = _reached(rows, _read(path, "result.json"), epochs_before)
-        return Run(name=name, **_wanted(config), **reached, **_made_with(surroundings))
+        return Run(
+            name=name,
+            failure=_failure(path, config),
+            **_wanted(config),
+            **reached,
+            **_made_with(surroundings),
+        )
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise WorkdirError(
             f"the run in {path} is damaged ({type(error).__name__}: {error}): restore its files, "
@@ -299,6 +316,15 @@ def _wanted(config: Mapping[str, Any]) -> dict[str, Any]:
         "mark": budget.mark(train),
         "planned_epochs": budget.epochs_of(train),
     }
+
+
+def _failure(path: Path, config: Mapping[str, Any]) -> str:
+    for place in stages.folders(path, config):
+        failure = RunFolder(place, is_writer=False).failure()
+        if failure is not None:
+            where = "" if place == path else f" of {place.name}"
+            return f"not finite at step {failure['step'] + 1}{where}"
+    return ""
 
 
 def _metrics(path: Path, config: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
@@ -440,8 +466,23 @@ def _rows(configuration: Configuration) -> list[list[str]]:
     rows = [_row(run, configuration.label) for run in configuration.runs]
     finished = [run for run in configuration.runs if run.is_finished]
     if finished and len({run.seed for run in configuration.runs}) > 1:
-        rows.append(_mean_row(finished, len(configuration.runs), configuration.label))
+        others = [run for run in configuration.runs if not run.is_finished]
+        rows.append(_mean_row(finished, others, configuration.label))
     return rows
+
+
+def _ending(run: Run) -> str:
+    if run.is_finished:
+        return ""
+    return f", failed: {run.failure}" if run.failure else ", unfinished"
+
+
+def left_out(runs: Sequence[Run]) -> str:
+    """How many runs a mean does not hold, as words to put behind its number; "" for none."""
+    failed = sum(bool(run.failure) for run in runs)
+    counts = {"failed": failed, "unfinished": len(runs) - failed}
+    words = " and ".join(f"{count} {what}" for what, count in counts.items() if count)
+    return f" ({words} left out)" if words else ""
 
 
 def _row(run: Run, label: str) -> list[str]:
@@ -450,7 +491,7 @@ def _row(run: Run, label: str) -> list[str]:
         run.name,
         label,
         str(run.seed),
-        f"{run.epochs}/{run.planned_epochs}" + ("" if run.is_finished else ", unfinished"),
+        f"{run.epochs}/{run.planned_epochs}{_ending(run)}",
         _last([run]),
         best if run.best_epoch is None else f"{best} (epoch {run.best_epoch})",
         number(run.train_loss, 1, ".4f"),
@@ -461,13 +502,12 @@ def _row(run: Run, label: str) -> list[str]:
     ]
 
 
-def _mean_row(finished: Sequence[Run], total: int, label: str) -> list[str]:
+def _mean_row(finished: Sequence[Run], others: Sequence[Run], label: str) -> list[str]:
     """Over the finished runs alone, for an unfinished one is not of the same configuration yet."""
     seeds, n = sorted({run.seed for run in finished}), len(finished)
     over = f"{n} seed{'s' * (n > 1)}" if n == len(seeds) else f"{n} runs of {len(seeds)} seeds"
-    left_out = f" ({total - n} unfinished left out)" if n < total else ""
     return [
-        f"{'mean ± std' if n > 1 else 'mean'} over {over}{left_out}",
+        f"{'mean ± std' if n > 1 else 'mean'} over {over}{left_out(others)}",
         label,
         ", ".join(map(str, seeds)),
         f"{finished[0].epochs}/{finished[0].planned_epochs}",

@@ -20,6 +20,7 @@ from fda_jax.experiment import (
     sweep_figures,
     tables,
 )
+from tests.conftest import small_config
 
 ACCURACIES = (0.25, 0.75, 0.5)  # of three epochs: the best is not the last
 LOSSES = (2.0, 1.5, 1.25)
@@ -35,6 +36,7 @@ def make_run(
     epochs=3,
     accuracies=ACCURACIES,
     finished=True,
+    failed_after=None,
     dirty=False,
     flips=(),
     seconds=3.0,
@@ -76,6 +78,9 @@ def make_run(
     (path / "config.json").write_text(json.dumps(config))
     (path / "environment.json").write_text(json.dumps(environment))
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if failed_after is not None:
+        failure = {"step": failed_after, "message": "the loss is not finite"}
+        (path / "failure.json").write_text(json.dumps(failure))
     if finished:
         result = {
             "last_test_accuracy": accuracies[-1],
@@ -154,6 +159,23 @@ def test_an_unfinished_run_is_shown_as_such(tmp_path):
     assert row["epochs"] == "3/5, unfinished"
     assert row["last test accuracy (%)"] == "50.00"
     assert row["best test accuracy (%)"] == "75.00 (epoch 2)"
+
+
+def test_a_run_that_failed_says_so_and_why(tmp_path):
+    failed = {"epochs": 5, "finished": False, "failed_after": 30}
+    row = only_row(make_run(tmp_path / "runs" / "a", seed=1, **failed))
+    assert row["epochs"] == "3/5, failed: not finite at step 31"
+    assert "did not fail" in render(tmp_path / "runs")
+    make_run(tmp_path / "runs" / "b", seed=2, epochs=5, finished=False)
+    make_run(tmp_path / "runs" / "c", seed=3, epochs=5)
+    *_, row = next(iter(sections(render(tmp_path / "runs")).values()))
+    assert row[0] == "mean over 1 seed (1 failed and 1 unfinished left out)"
+
+
+@pytest.mark.parametrize("past", [{"failed_after": 29}, {"failed_after": 30, "finished": True}])
+def test_a_failure_that_a_later_attempt_came_past_is_none(tmp_path, past):
+    run = make_run(tmp_path / "a", **{"finished": False, **past})
+    assert "failed" not in render(run)
 
 
 def test_a_run_that_has_just_begun_is_shown_without_numbers(tmp_path):
@@ -415,6 +437,34 @@ def test_a_sweep_shows_means_over_finished_seeds(tmp_path):
     assert row["last test accuracy (%)"] == "30.00 ± 14.14"
     assert row["flips in the last epoch (%)"] == "30.000"
     assert row["n"] == "2 (1 unfinished left out)"
+
+
+def test_a_sweep_names_the_runs_that_failed_and_leaves_them_out_of_the_means(tmp_path):
+    failed = {"accuracies": (0.9,), "finished": False, "failed_after": 13}
+    begun = {"accuracies": (0.4,), "finished": False}
+    runs = {"a": [{}, failed, begun], "b": [failed, begun], "c": [failed]}
+    folder = make_sweep(tmp_path / "w", runs, seeds=3, baselines={"b": "a", "c": "a"})
+    ((rows),) = compared(folder).values()
+    shown = ("n", "last test accuracy (%)", "epochs")
+    assert {name: tuple(row[key] for key in shown) for name, row in rows.items()} == {
+        "a": ("1 (1 failed and 1 unfinished left out)", "50.00", "3/3"),
+        "b": ("1 (1 failed left out)", "40.00", "1/3, unfinished"),
+        "c": ("1", "90.00", "1/3, failed"),
+    }
+    assert "a/seed1 (failed after 1 of 3 epochs: not finite at step 14)" in markdown(folder)
+    assert "of those that did not fail" in markdown(folder)
+    assert "8 of 9 runs, of which 3 failed." in comparison_table.summary(comparison.read(folder))
+
+
+def test_a_stage_that_failed_is_named(tmp_path):
+    folder = make_run(tmp_path / "a", accuracies=(), epochs=6, finished=False)
+    stage = make_run(folder / "stage1", finished=False, failed_after=40)
+    whole = {**small_config(**{"train.epochs": 6}), "stages": {"stage1": {"epochs_share": 0.5}}}
+    whole["stages"]["stage2"] = {}
+    (folder / "config.json").write_text(json.dumps(whole))
+    assert only_row(folder)["epochs"] == "3/6, failed: not finite at step 41 of stage1"
+    (stage / "failure.json").unlink()
+    assert only_row(folder)["epochs"] == "3/6, unfinished"
 
 
 def test_a_sweep_shows_top5_accuracies_where_they_were_counted(tmp_path):
