@@ -229,9 +229,10 @@ def _field(dataset: str, network: str, entries: Sequence[Entry]) -> Field:
     """The entries compared with their baselines and sorted by accuracy."""
     by_name = {entry.name: entry for entry in entries}
     named = {entry.baseline for entry in entries} - {""}
-    if named and named.isdisjoint(by_name):  # none has been run yet: the first of the others is it
-        entries = [dataclasses.replace(entry, baseline=entries[0].name) for entry in entries]
-        named = {entries[0].name}
+    known = [entry.name for entry in entries if _finals(entry)]
+    if named and known and named.isdisjoint(known):  # none has results: the first that has is it
+        entries = [dataclasses.replace(entry, baseline=known[0]) for entry in entries]
+        named = {known[0]}
     reference = "" if named else _reference(entries)
     compared = []
     for entry in entries:

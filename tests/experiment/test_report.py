@@ -542,13 +542,20 @@ def test_each_run_can_have_a_baseline_of_its_own(tmp_path):
     assert "a2 with a, b2 with b" in markdown(folder)
 
 
-def test_before_a_baseline_has_run_the_first_of_the_others_is_it(tmp_path):
-    runs = {"b": [{"accuracies": (0.5,)}], "c": [{"accuracies": (0.6,)}]}
-    folder = make_sweep(tmp_path / "w", runs, baselines={"b": "a", "c": "a"})
+@pytest.mark.parametrize("baseline", [[], [{"finished": False, "accuracies": (0.9,)}]])
+def test_before_a_baseline_has_results_the_first_run_that_has_some_is_it(tmp_path, baseline):
+    runs = {
+        "a": baseline,
+        "b": [{"accuracies": (0.1,), "finished": False}],
+        "c": [{"accuracies": (0.5,)}],
+        "d": [{"accuracies": (0.6,)}],
+    }
+    folder = make_sweep(tmp_path / "w", runs, baselines=dict.fromkeys("bcd", "a"))
     (rows,) = compared(folder).values()
-    column = "last - b (points, 95 % interval)"
-    assert {name: row[column] for name, row in rows.items()} == {"b": "-", "c": "+10.00"}
-    assert rows["b"]["time a step (b = 1)"] == "1.00"
+    rows.pop("a", None)
+    column = "last - c (points, 95 % interval)"
+    assert {name: row[column] for name, row in rows.items()} == {"b": "-", "c": "-", "d": "+10.00"}
+    assert rows["c"]["time a step (c = 1)"] == "1.00"
 
 
 def test_a_budget_is_marked_in_every_title(tmp_path):
