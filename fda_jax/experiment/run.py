@@ -309,6 +309,7 @@ def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment
         "together": surroundings.get("together", 1),
         "revision": surroundings.get("revision"),
         "dirty": surroundings.get("dirty"),
+        "changes": surroundings.get("changes"),
     }
 
 

@@ -3,6 +3,7 @@ import json
 import re
 import statistics
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -38,6 +39,7 @@ def make_run(
     finished=True,
     failed_after=None,
     dirty=False,
+    changes=None,
     flips=(),
     seconds=3.0,
     device="cpu",
@@ -64,6 +66,8 @@ def make_run(
         "devices": 1,
         "revision": revision,
         "dirty": dirty,
+        "changes": changes,
+        "packages": {"fda_jax": "0.1.0"},
         **({} if together is None else {"together": together}),
     }
     rows = []
@@ -152,6 +156,53 @@ def test_runs_that_shared_a_program_are_marked(tmp_path):
 
 def test_a_changed_checkout_is_marked(tmp_path):
     assert only_row(make_run(tmp_path / "a", dirty=True))["revision"] == "01234567+changes"
+    run = make_run(tmp_path / "b", dirty=True, changes="3fa2c1")
+    assert only_row(run)["revision"] == "01234567+3fa2c1"
+
+
+def test_a_package_without_a_checkout_is_known_by_its_version(tmp_path):
+    assert only_row(make_run(tmp_path / "a", revision=None))["revision"] == "fda_jax 0.1.0"
+
+
+def git(folder, *words):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True)
+
+
+def test_changes_of_the_package_are_told_apart_and_no_other_checkout_is_taken_for_its(tmp_path):
+    package = tmp_path / "fda_jax"
+    inner = tmp_path / ".venv" / "site-packages"
+    for folder in (package, inner):
+        folder.mkdir(parents=True)
+    code, notes, new = package / "code.py", tmp_path / "notes.md", package / "new.py"
+    code.write_text("1")
+    notes.write_text("1")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "fda_jax", "notes.md")
+    git(tmp_path, "commit", "-qm", "one")
+
+    def look():
+        found = environment.checkout(tmp_path)
+        return found["dirty"], found["changes"]
+
+    assert look() == (False, None)
+    assert environment.checkout(inner) == {"revision": None, "dirty": None, "changes": None}
+    notes.write_text("2")
+    assert look() == (True, None)
+    seen = [look()]
+    for change in (
+        lambda: code.write_text("2"),
+        lambda: code.write_text("3"),
+        lambda: new.write_text("3"),
+        lambda: code.unlink(),
+    ):
+        change()
+        seen.append(look())
+    assert len({*seen}) == 5
+    assert all(dirty and re.fullmatch("[0-9a-f]{6}", changes) for dirty, changes in seen[1:])
+    new.unlink()
+    code.write_text("2")
+    assert look() == seen[1]
 
 
 def test_an_unfinished_run_is_shown_as_such(tmp_path):
@@ -584,16 +635,35 @@ def of_changed_code(folder):
     return "01234567 (a/seed0), 01234567+changes (b/seed0)"
 
 
+def of_other_changes(folder):
+    for name, changes in (("b", "3fa2c1"), ("c", "99c0de")):
+        make_run(folder / name / "seed0", dirty=True, changes=changes)
+    return "01234567+3fa2c1 (b/seed0), 01234567+99c0de (c/seed0)"
+
+
+def of_another_version(folder):
+    make_run(folder / "b" / "seed0", revision=None)
+    return "01234567 (a/seed0), fda_jax 0.1.0 (b/seed0)"
+
+
 def of_another_network(folder):
     make_run(folder / "a" / "seed1", seed=1, network="vgg_small")
     return "a/seed0 and a/seed1 in "
 
 
 @pytest.mark.parametrize(
-    "add", [of_another_budget, of_another_revision, of_changed_code, of_another_network]
+    "add",
+    [
+        of_another_budget,
+        of_another_revision,
+        of_changed_code,
+        of_other_changes,
+        of_another_version,
+        of_another_network,
+    ],
 )
 def test_what_does_not_belong_into_one_table_is_refused(tmp_path, capsys, add):
-    folder = make_sweep(tmp_path / "w", {"a": [{}], "b": []})
+    folder = make_sweep(tmp_path / "w", {"a": [{}], "b": [], "c": []})
     words = add(folder)
     assert report.main([str(folder)]) == 1
     assert words in capsys.readouterr().err

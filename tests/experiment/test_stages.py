@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from fda_jax import experiment, layers
 from fda_jax.experiment import inherit, loop, setup, stages, tables
+from fda_jax.experiment.environment import label
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.shipping import release
 from fda_jax.training.checkpoints import Checkpoints
@@ -316,7 +317,7 @@ def test_the_network_of_a_staged_run_is_that_of_its_last_stage(staged, tmp_path)
     folder, result = staged
     made = release(folder, tmp_path / "net.npz")
     assert made.answers["real"].accuracy == pytest.approx(result["last_test_accuracy"])
-    assert made.facts["revision"] == result["revision"][:8] + "+changes" * result["dirty"]
+    assert made.facts["revision"] == label(RunFolder(folder).read("environment.json"))
 
 
 def test_a_finished_staged_run_started_again_changes_nothing(staged, nothing_is_compiled):
