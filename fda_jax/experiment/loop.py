@@ -413,7 +413,7 @@ def start(experiment: Experiment, values: Mapping[str, Any] | None = None) -> Pr
 def _signs(experiment: Experiment, state: TrainState) -> Signs | None:
     if experiment.signs is None:
         return None
-    return experiment.signs({"params": state.params, "batch_stats": state.batch_stats})
+    return experiment.signs(state.inference_variables())
 
 
 def best_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

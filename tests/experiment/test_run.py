@@ -58,6 +58,15 @@ def test_a_run_leaves_its_whole_story_in_its_folder(whole):
     assert result["images_per_second"] == pytest.approx(9 * 320 / result["seconds"])
 
 
+def test_flips_are_those_of_the_averaged_weights_where_inference_uses_them(whole):
+    folder, _ = whole
+    state, _, signs = arrays(folder)
+    built = setup.build(small_config())
+    assert state.ema
+    assert signs.share_flipped_since(built.signs(state.inference_variables())) == 0
+    assert signs.share_flipped_since(built.signs({**state.ema, "params": state.params})) > 0
+
+
 def test_a_config_dict_is_as_good_as_what_it_holds(whole):
     folder, result = whole
     assert experiment.train(ConfigDict(small_config()), folder) == json.loads(json.dumps(result))
