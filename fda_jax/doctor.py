@@ -7,10 +7,12 @@ from pathlib import Path
 
 from fda_jax.experiment import findings
 from fda_jax.experiment.folder import WorkdirError
+from fda_jax.experiment.logs import quiet_pipe
 
 NOTHING_FOUND, UNREADABLE, FOUND = 0, 1, 3
 
 
+@quiet_pipe
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what the rules find in a run's folder.
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fda_jax.experiment import USER_ERRORS
+from fda_jax.experiment.logs import quiet_pipe
 from fda_jax.experiment.saved import CHECKPOINTS
 from fda_jax.experiment.shipping import Release, release
 
 
+@quiet_pipe
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file, and print its size and how it answers beside the run.
 

@@ -21,6 +21,7 @@ from fda_jax.experiment import (
     tables,
 )
 from fda_jax.experiment.folder import WorkdirError
+from fda_jax.experiment.logs import quiet_pipe
 
 # What a person has to say of some runs, in their folder: stands on the page of `--index` as it is.
 NOTES = "notes.md"
@@ -37,6 +38,7 @@ says more. {tables.LEGEND} Given are mean and standard deviation over n seeds, a
 pairs of runs with the same seed."""
 
 
+@quiet_pipe
 def main(argv: Sequence[str] | None = None) -> int:
     """Write report.md and pictures (PNG and SVG), and print the tables.
 

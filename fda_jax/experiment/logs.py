@@ -1,16 +1,39 @@
 """What a person sees of a run: lines on the terminal, and TensorBoard's events."""
 
 import contextlib
+import functools
 import math
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, ParamSpec, TextIO
 
 from tensorboardX import SummaryWriter
 
 from fda_jax.experiment.folder import leaves
+
+_P = ParamSpec("_P")
+# Exit code of a process that the signal of a closed pipe ends, as a shell gives it.
+PIPE_CLOSED = 141
+
+
+def quiet_pipe(main: Callable[_P, int]) -> Callable[_P, int]:
+    """A command that ends without a word when nobody reads on, as in `... | head`."""
+
+    @functools.wraps(main)
+    def command(*args: _P.args, **kwargs: _P.kwargs) -> int:
+        try:
+            code = main(*args, **kwargs)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # At its exit Python writes what is left: to nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_CLOSED
+        return code
+
+    return command
 
 
 class Terminal:

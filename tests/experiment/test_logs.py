@@ -1,12 +1,16 @@
 """What a person sees: plain lines for a file, one line that moves for a terminal."""
 
 import io
+import json
+import os
 import struct
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from fda_jax.experiment.logs import TensorBoard, Terminal, duration
+from fda_jax import doctor, report
+from fda_jax.experiment.logs import PIPE_CLOSED, TensorBoard, Terminal, duration
+from tests.conftest import small_config
 
 MEANS = {"loss": 1.25, "accuracy": 0.5}
 
@@ -98,3 +102,13 @@ def test_events_that_cannot_be_written_cost_a_warning(tmp_path, monkeypatch, cap
         board.write({"split": "test", "step": step, "loss": 0.5})
     board.close()
     assert capsys.readouterr().err.count("warning: TensorBoard's events end here") == 1
+
+
+def test_a_command_whose_output_nobody_reads_on_ends_without_a_word(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(small_config()))
+    for command in (doctor.main, report.main):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as out, monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", out)
+            assert command([str(tmp_path)]) == PIPE_CLOSED
