@@ -34,7 +34,7 @@ COLUMNS = (
 # Columns of numbers, set flush right.
 _NUMBERS = {2, 3, 4, 5, 6, 7}
 # Settings that the heading or another column shows already.
-_SHOWN_ELSEWHERE = ("method.name", "model.name", "data.name", "train.epochs", "train.budget")
+_SHOWN_ELSEWHERE = ("method.name", "model.name", "data.name", "train.budget")
 _UNKNOWN = "-"
 LEGEND = (
     "Last is the test accuracy after the last epoch. Best is the highest of all epochs; it is "

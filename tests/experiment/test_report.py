@@ -263,6 +263,15 @@ def test_a_method_shows_the_knobs_that_differ_and_no_others(tmp_path):
     assert [row[1] for row in rows] == ["fda, noise=forward", "fda, noise=none", "ste"]
 
 
+def test_runs_of_other_lengths_are_named_apart_and_have_no_mean_in_common(tmp_path):
+    for name, seed, epochs in (("a", 0, 3), ("b", 1, 3), ("c", 2, 6)):
+        make_run(tmp_path / name, seed=seed, epochs=epochs)
+    (rows,) = sections(render(tmp_path)).values()
+    short, long = "fda, train.epochs=3", "fda, train.epochs=6"
+    assert [row[1] for row in rows] == [short, short, short, long]
+    assert rows[2][0] == "mean ± std over 2 seeds"
+
+
 @pytest.mark.parametrize("num_seeds", [2, 3])
 def test_mean_and_standard_deviation_over_seeds_are_those_of_statistics(tmp_path, num_seeds):
     last = [0.8123, 0.8291, 0.8044][:num_seeds]
