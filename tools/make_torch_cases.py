@@ -280,7 +280,7 @@ def dsq(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, 
 def learned_dsq(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
     """DSQ with its parameters trained, in the coordinates that keep them in their ranges.
 
-    Their gradient is divided as LSQ (arXiv 1902.08153) divides that of its step size.
+    The range's gradient is divided as LSQ (arXiv 1902.08153) divides that of its step size.
     """
 
     def binary(x: Tensor, operand: str) -> Tensor:
@@ -292,7 +292,7 @@ def learned_dsq(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[
 
         middle = slowed("middle")
         half_width = torch.exp(slowed("log_half_width"))
-        alpha = torch.sigmoid(slowed("alpha_logit"))
+        alpha = torch.sigmoid(params[f"{operand}/alpha_logit"])
         phi = soft(x, middle - half_width, middle + half_width, alpha)
         return Rounded.apply(clear_of(phi, 0.0), torch.sign)
 

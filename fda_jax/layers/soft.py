@@ -21,10 +21,12 @@ class LearnedDSQ(nn.Module):
     Source: Gong et al. 2019, "Differentiable Soft Quantization" (arXiv 1908.05033): one bit has
       a single interval, of length u - l.
 
-    The gradient of the three parameters, a sum over n weights, or n activations of an example, is
-    divided by sqrt(n) (LSQ, arXiv 1902.08153, section 2.2). That is our choice: without it the
-    middle of the range leaves the weights of ResNet-20 within an epoch, at a learning rate of 0.1,
-    and all weights of a layer have one sign.
+    The gradient of the range, a sum over n weights, or n activations of an example, is divided by
+    sqrt(n), as that of LSQ's step size (arXiv 1902.08153, section 2.2), which is a length beside
+    the operand's, too. That is our choice: without it the middle of the range leaves the weights of
+    ResNet-20 within an epoch, at a learning rate of 0.1, and all weights of a layer have one sign.
+    Alpha has no such unit, and its logit, far larger than a weight, would hardly move by a divided
+    gradient: its own is the whole sum.
 
     Public code keeps alpha in its range by a bound; here alpha = sigmoid of a parameter, and the
     range is held by its middle and the logarithm of its half-width, so that l < u. Weight decay
@@ -62,10 +64,11 @@ class LearnedDSQ(nn.Module):
             "log_half_width": math.log(self.window),
         }
         size = math.prod(x.shape[1:]) if self.batched else x.size
-        logit, middle, log_half_width = (
-            _slowed(self.param(name, nn.initializers.constant(value), (), jnp.float32), size)
+        logit, *ends = (
+            self.param(name, nn.initializers.constant(value), (), jnp.float32)
             for name, value in start.items()
         )
+        middle, log_half_width = (_slowed(end, size) for end in ends)
         soft = self._phi(x, jax.nn.sigmoid(logit), middle, jnp.exp(log_half_width))
         binary = ops.binarize(soft, ops.Identity(), progress).astype(x.dtype)
         return binary * jax.lax.stop_gradient(weight_scale(x, self.scale))
