@@ -185,7 +185,8 @@ def binarynet(*, window: float = 1.0) -> Method:
     """BinaryNet (arXiv 1602.02830), Algorithm 1: latent weights clipped to [-1, 1], no scale.
 
     The clipping is what keeps the weights' slope of 1 in bounds; for activations the window of the
-    paper's hardtanh is the slope's.
+    paper's hardtanh is the slope's. The authors' code multiplies a layer's step by a coefficient of
+    Glorot's and starts uniform in [-1, 1]; here weights start as everywhere, far within the bounds.
     """
     return Method(
         weight=Quantizer(ops.Identity()),
@@ -220,7 +221,8 @@ def xnor_net(*, scale: str = "filter") -> Method:
     """XNOR-Net (arXiv 1603.05279): centred weights, a scale that the gradient flows through.
 
     Without the scale K of the activations, which costs a convolution at inference and which public
-    implementations leave out.
+    implementations leave out. The gradient is the derivative; the authors' code has a factor of
+    (1 - 1 / channels) n beside it, for filters of n weights, which Adam does not feel.
     """
     rule = ops.ClippedSTE()
     return Method(
@@ -445,7 +447,9 @@ def binaryconnect(
 ) -> Method:
     """BinaryConnect (arXiv 1511.00363): slope 1, latent weights clipped to [-1, 1].
 
-    The paper has no scale, and its activations are real.
+    The paper has no scale, and its activations are real. The authors' code multiplies a layer's
+    step by a coefficient of Glorot's and starts uniform in [-1, 1]; here weights start as
+    everywhere, far within the bounds.
     """
     return Method(
         weight=Quantizer(_at_scale(ops.Identity(), scale)),
@@ -499,7 +503,8 @@ def proxquant(
 ) -> Method:
     """ProxQuant (arXiv 1810.00861), Algorithm 1: each step starts from what it is evaluated at.
 
-    The authors' learning rate is part of the strength here.
+    The authors' learning rate is part of the strength here. The paper starts from a trained real
+    network; from random weights here, unless `train.init_from` names a run.
     """
     pair = ops.ProximalQuantizer(rho_end=strength, varrho_end=strength, hard_from=hard_from)
     rule = _at_scale(pair, scale)
@@ -574,7 +579,8 @@ def lns(
 def rbnn(*, t_start: float = 1e-2, t_end: float = 10.0, refits: int = 400) -> Method:
     """RBNN (arXiv 2009.13055): weights rotated towards their signs, a learned output scale.
 
-    The scale starts at 1, where the authors' code has the mean |w| of the filter.
+    The scale starts at 1, where the authors' code has the mean |w| of the filter, and the rotations
+    at the identity, where it draws them at random.
     """
     return Method(
         weight=RotatedWeights(ops.RotationAware(t_start, t_end), refits),

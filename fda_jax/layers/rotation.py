@@ -64,11 +64,12 @@ class RotatedWeights(nn.Module):
       code: theta is one a filter, uniform in (0, pi / 2) at the start as in their code for
       CIFAR-10 (at pi / 2, as in that for ImageNet, no gradient would reach the weights).
 
-    The rotations are part of the batch statistics: the identity at the start, fitted in the first
-    training step and each time that floor(refits * progress) changes, inside the compiled step.
-    They are used as they are stored at inference, where a filter is still two values: what is left
-    of all this is its signs. Moving averages of statistics average the rotations too, and a mean
-    of rotations is none; it changes R w2 a little between two refits.
+    The rotations are part of the batch statistics: the identity at the start (random ones in the
+    authors' code for CIFAR-10), fitted in the first training step and each time that
+    floor(refits * progress) changes, inside the compiled step. They are used as they are stored at
+    inference, where a filter is still two values: what is left of all this is its signs. Moving
+    averages of statistics average the rotations too, and a mean of rotations is none; it changes
+    R w2 a little between two refits.
 
     Attributes:
       estimator: the rule of `ops.binarize`.
