@@ -1,6 +1,8 @@
 """A frozen network's program in ONNX, node by node, from what JAX traces."""
 
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -204,9 +206,12 @@ class _Graph:
             return value
         if value.array is not None and _is_fixed(shape):
             return _known(np.broadcast_to(value.array, shape))
-        sizes = [self._size(dim) for dim in shape]
-        target = self.node("Concat", sizes, axis=0)
+        target = self._sizes(shape)
         return _Value(tuple(shape), self.node("Expand", [self.name_of(value), target]))
+
+    def _sizes(self, shape: Sequence[Any]) -> str:
+        """The name of a tensor that holds the sizes of a shape."""
+        return self.node("Concat", [self._size(dim) for dim in shape], axis=0)
 
     def _size(self, dim: Any) -> str:
         """The name of a tensor that holds one size."""
@@ -279,7 +284,8 @@ class _Graph:
                 self.call(made, self._names.pop(id(value.array))[1])
             return _known(made)
         # One size may be left open, and follows from the others.
-        target = self._numbers([dim if isinstance(dim, int) else -1 for dim in shape])
+        sizes = [dim if isinstance(dim, int) else -1 for dim in shape]
+        target = self._numbers(sizes) if sizes.count(-1) < 2 else self._sizes(shape)
         return _Value(tuple(shape), self.node("Reshape", [self.name_of(value), target]))
 
     def _local(self, equation: Any, inputs: Sequence[_Value]) -> str:
@@ -344,23 +350,25 @@ class _Graph:
 
     def _of_dot_general(self, equation: Any, left: _Value, right: _Value) -> str:
         (left_sum, right_sum), (left_batch, right_batch) = equation.params["dimension_numbers"]
-        letters = iter("abcdefghijklmnopqrstuvwxyz")
-        of_left = [next(letters) for _ in left.shape]
-        of_right = [next(letters) for _ in right.shape]
-        for i, j in (
-            *zip(left_sum, right_sum, strict=True),
-            *zip(left_batch, right_batch, strict=True),
-        ):
-            of_right[j] = of_left[i]
-        result = [of_left[i] for i in left_batch]
-        result += [x for i, x in enumerate(of_left) if i not in (*left_sum, *left_batch)]
-        result += [x for j, x in enumerate(of_right) if j not in (*right_sum, *right_batch)]
-        names = [self.name_of(left), self.name_of(right)]
-        is_matrix = len(right.shape) == 2 and not left_batch
-        if is_matrix and (*left_sum, *right_sum) == (len(left.shape) - 1, 0):
-            return self.node("MatMul", names)
-        formula = f"{''.join(of_left)},{''.join(of_right)}->{''.join(result)}"
-        return self.node("Einsum", names, equation=formula)
+        rows = [i for i in range(len(left.shape)) if i not in (*left_sum, *left_batch)]
+        columns = [i for i in range(len(right.shape)) if i not in (*right_sum, *right_batch)]
+        # MatMul takes rows of any shape where there are no batches. It is no Einsum, for in that
+        # ONNX Runtime divides by the size of an empty batch.
+        rows_of_left = ([*left_batch], rows) if left_batch else (rows,)
+        a = self._grouped(left, *rows_of_left, left_sum)
+        b = self._grouped(right, right_batch, right_sum, columns)
+        product = self.node("MatMul", [self.name_of(a), self.name_of(b)])
+        made = _Value((*a.shape[:-1], b.shape[-1]), product)
+        return self.name_of(self._shaped(made, equation.outvars[0].aval.shape))
+
+    def _grouped(self, value: _Value, kept: Sequence[int], *groups: Sequence[int]) -> _Value:
+        """A value with some of its axes first, and behind them one for each group of the others."""
+        order = [*kept, *itertools.chain(*groups)]
+        turned = _Value(
+            tuple(value.shape[i] for i in order), self._permuted(self.name_of(value), order)
+        )
+        sizes = [math.prod(value.shape[i] for i in group) for group in groups]
+        return self._shaped(turned, (*turned.shape[: len(kept)], *sizes))
 
     def _of_pad(self, equation: Any, value: _Value, filling: _Value) -> str:
         low, high, between = zip(*equation.params["padding_config"], strict=True)
