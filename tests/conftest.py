@@ -1,9 +1,11 @@
 """Four simulated devices for every test, programs that are compiled once, and small runs."""
 
 import atexit
+import doctest
 import gc
 import importlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -42,6 +44,22 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The rule and the row of docs/add_a_method.md as a file mine.py in the current folder."""
+    blocks = re.findall(
+        r"```pycon\n(.*?)```", (REPOSITORY / "docs" / "add_a_method.md").read_text(), re.DOTALL
+    )
+    parse = doctest.DocTestParser().get_examples
+    code = "".join(example.source for i in (0, 2) for example in parse(blocks[i]))
+    sys.modules.pop("mine", None)
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "mine:raised_cosine"
+    sys.modules.pop("mine", None)
 
 
 # A method without noise or a series: programs of it are traced and compiled in half the time.

@@ -18,6 +18,9 @@ REFERENCE = "ste"
 # What a sweep.json of an older version lacks.
 _DEFAULTS = {"seeds": 1, "baselines": {}, "source": "", "paper": {}, "axis": "", "points": []}
 
+# The longest of the seeds' times a step by the shortest, up to which their mean is a measurement.
+STEADY = 1.1
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -29,7 +32,8 @@ class Entry:
       left_out: the other runs.
       baseline: name of the run that it is compared with; "" for none.
       difference: of the last accuracies to the baseline's, paired by seed; None where unknown.
-      relative_seconds: time a step divided by the baseline's; None where one is not known.
+      relative_seconds: time a step divided by the baseline's; None where one is not known or the
+        seeds differ by more than `STEADY`.
       paper: published accuracy in %; None where there is none.
     """
 
@@ -239,6 +243,8 @@ def _field(dataset: str, network: str, entries: Sequence[Entry]) -> Field:
         # A baseline is its own, for the time a step.
         own = entry.name if entry.name in named else reference
         compared.append(_compared(entry, by_name.get(entry.baseline or own)))
+    if not any(entry.baseline and entry.relative_seconds for entry in compared):
+        compared = [dataclasses.replace(entry, relative_seconds=None) for entry in compared]
     marks = sorted({run.mark for entry in entries for run in entry.runs})
     return Field(
         dataset,
@@ -280,11 +286,17 @@ def _finals(entry: Entry) -> dict[int, float]:
     }
 
 
+def _is_steady(entry: Entry) -> bool:
+    """Whether a step took about as long with each seed; it does not where other work comes by."""
+    times = [run.seconds_per_step for run in entry.runs if run.seconds_per_step is not None]
+    return max(times) <= STEADY * min(times)
+
+
 def _relative(entry: Entry, baseline: Entry) -> float | None:
     if entry.seconds_per_step is None or baseline.seconds_per_step is None:
         return None
     # Another revision may be faster, and was hardly measured beside this one.
     circumstances = [{(run.device, run.revision) for run in e.runs} for e in (entry, baseline)]
-    if circumstances[0] != circumstances[1]:
+    if circumstances[0] != circumstances[1] or not (_is_steady(entry) and _is_steady(baseline)):
         return None
     return entry.seconds_per_step / baseline.seconds_per_step

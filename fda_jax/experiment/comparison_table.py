@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
-from fda_jax.experiment.comparison import Comparison, Entry, Field, mean
+from fda_jax.experiment.comparison import STEADY, Comparison, Entry, Field, mean
 from fda_jax.experiment.logs import duration
 from fda_jax.experiment.pairs import standard_error
 from fda_jax.experiment.tables import FAILED, LEGEND, left_out, number, spread, table
@@ -153,8 +153,8 @@ def _explanation(comparison: Comparison) -> str:
             "A difference is the mean over seeds that both have, seed by seed, with Student's 95 % "
             "interval of that mean; each interval stands for itself, and among many one in twenty "
             "misses. Time a step is that of training without compilation, divided by the "
-            "baseline's where device and revision are the same; it holds only where nothing else "
-            "used the machine."
+            "baseline's where device and revision are the same and the seeds of either differ by "
+            f"{STEADY - 1:.0%} at most, as they do where nothing else uses the machine."
         )
     if comparison.source:
         words.append(

@@ -696,6 +696,17 @@ def test_times_of_different_revisions_are_not_compared(tmp_path):
     assert {e.name: e.relative_seconds for e in entries} == {"ste": 1.0, "same": 2.0, "later": None}
 
 
+@pytest.mark.parametrize(("longest", "known"), [(3.2, 2.0), (4.0, None)])
+def test_times_are_compared_only_where_the_seeds_agree_on_them(tmp_path, capsys, longest, known):
+    runs = {"ste": [{"method": "ste", "seconds": s} for s in (3.0, longest)], "other": []}
+    runs["other"] = [{"seconds": 2 * s} for s in (3.0, 3.2)]
+    folder = make_sweep(tmp_path / "w", runs)
+    entries = comparison.read(folder).fields[0].entries
+    assert {e.name: e.relative_seconds for e in entries if e.baseline} == {"other": known}
+    assert report.main([str(folder)]) == 0
+    assert ("time a step (ste = 1)" in capsys.readouterr().out) == (known is not None)
+
+
 def test_a_run_that_went_on_at_another_revision_is_of_both(tmp_path):
     folder = make_run(tmp_path / "a")
     path = folder / "environment.json"

@@ -1,7 +1,6 @@
 """Whole small runs: what they leave behind, how they resume, what stops them."""
 
 import dataclasses
-import doctest
 import functools
 import importlib
 import json
@@ -24,7 +23,6 @@ from fda_jax.experiment.folder import RunFolder
 from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import REPOSITORY, STE, small_config
 from tests.experiment.conftest import arrays, assert_same_run, rows
-from tests.test_doctests import BLOCK
 
 
 class Killed(BaseException):
@@ -321,19 +319,6 @@ def test_a_run_that_is_looked_at_ends_as_one_that_is_not(whole, tmp_path, monkey
             assert all(0 <= share <= 1 for share in look[name].values())
     # What the first step of all starts from is the same for both.
     assert looks[0]["loss"] == pytest.approx(2.4, abs=0.5)
-
-
-@pytest.fixture
-def mine(tmp_path, monkeypatch):
-    """The rule and the row of docs/add_a_method.md as a file mine.py in the current folder."""
-    blocks = BLOCK.findall((REPOSITORY / "docs" / "add_a_method.md").read_text())
-    parse = doctest.DocTestParser().get_examples
-    code = "".join(example.source for i in (0, 2) for example in parse(blocks[i]))
-    (tmp_path / "mine.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "mine:raised_cosine"
-    sys.modules.pop("mine", None)
 
 
 def test_a_method_of_ones_own_goes_the_whole_way(mine, tmp_path, capsys):
