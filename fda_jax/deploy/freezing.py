@@ -185,14 +185,15 @@ def _kernels(
 
     sown = quantize(variables).get("effective_weights", {})
     found = cast(dict[Any, Any], flatten_dict(sown))
-    kernels = {"/".join(path[:-1]): np.asarray(calls[0]) for path, calls in found.items()}
+    kernels = {"/".join(path[:-1]): _narrow(calls[0]) for path, calls in found.items()}
     return kernels, methods
 
 
 def _narrow(leaf: Any) -> np.ndarray:
-    """What a JAX without 64 bits can read, too."""
+    """What a NumPy file holds, which knows no bfloat16, and a JAX without 64 bits can read."""
     array = np.asarray(leaf)
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    is_real = jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(np.float32, copy=False) if is_real else array
 
 
 def _check_reached(used: Arrays) -> None:

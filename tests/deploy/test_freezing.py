@@ -271,11 +271,20 @@ def test_without_a_compiler_there_is_the_program_in_floating_point_alone(key, mo
     assert_same_answers(network, model, variables, pictures(SHAPE, key))
 
 
-def test_numbers_of_64_bits_are_shipped_as_32(key):
-    model = tiny(method=make_method("ste"))
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
+@pytest.mark.parametrize("method", ["ste", "full_precision"])
+def test_real_numbers_are_shipped_in_32_bits(key, tmp_path, method, dtype):
+    model = tiny(method=make_method(method))
     variables = trained(model, SHAPE, key)
-    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), dict(variables))
-    assert {array.dtype.name for array in frozen(model, wide, SHAPE).arrays.values()} <= {
-        "float32",
-        "uint8",
-    }
+    with jax.enable_x64(dtype == jnp.float64):
+        variables = jax.tree.map(lambda leaf: leaf.astype(dtype), dict(variables))
+        network = frozen(model, variables, SHAPE)
+    assert {array.dtype.name for array in network.arrays.values()} <= {"float32", "uint8"}
+    network.save(tmp_path / "net.npz")
+    images = pictures(SHAPE, key)
+    wanted = logits(
+        model, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables), images
+    )
+    # Scales of the weights are rounded to 16 bits where the weights are.
+    atol = 1e-3 * np.abs(wanted).max()
+    np.testing.assert_allclose(deploy.load(tmp_path / "net.npz")(images), wanted, atol=atol)
