@@ -145,7 +145,7 @@ def _kernels() -> Kernels | None:
             capsule = jax.ffi.pycapsule(getattr(library, target))
             jax.ffi.register_ffi_target(target, capsule, platform="cpu")
         return Kernels(lanes=library.fda_jax_lanes())
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+    except (OSError, AttributeError, ValueError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or error
         return _without(f"{with_which} could not build them: {str(said).strip()[-500:]}")
 

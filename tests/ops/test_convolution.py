@@ -261,6 +261,7 @@ def test_the_kernels_are_built_once_and_a_damaged_library_is_built_again(tmp_pat
         ({"FDA_JAX_NATIVE": "0"}, ""),
         ({"CXX": "/bin/false"}, "/bin/false could not build them"),
         ({"CXX": "no-such-compiler"}, "no-such-compiler"),
+        ({"CXX": '"g++'}, "No closing quotation"),
         ({"PATH": ""}, "there is no C++ compiler"),
     ],
 )
