@@ -58,6 +58,15 @@ def test_an_onnx_file_answers_as_its_run_in_another_runtime(whole, tmp_path, cap
     assert "net.onnx exists already" in capsys.readouterr().err
 
 
+def test_without_a_compiler_either_file_is_written(whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    for name in ("net.npz", "net.onnx"):
+        assert export.main([str(whole[0]), f"--out={tmp_path / name}"]) == 0
+        printed = capsys.readouterr().out
+        assert "by counting bits" not in printed
+        assert "answers are the run's" in printed
+
+
 def test_without_a_runtime_no_onnx_file_is_written(whole, tmp_path, monkeypatch, capsys):
     for package in ("onnx", "onnxruntime"):
         with monkeypatch.context() as patch:
