@@ -175,11 +175,22 @@ class PackedNetwork:
 
     @functools.cached_property
     def _run(self) -> Any:
-        program = self.bit_program if self.counts_bits else self.program
+        program = (self.bit_program or b"") if self.counts_bits else self.program
         try:
-            return jax.jit(export.deserialize(bytearray(program)).call)
+            exported = export.deserialize(bytearray(program))
+            (arrays, images), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+            taken = {**_kinds(arrays), "images": f"{images.dtype}{list(images.shape[1:])}"}
         except Exception as error:  # whatever its reader trips over
             raise self._unreadable(error) from error
+        given = {**_kinds(self._inputs), "images": f"uint8{list(self.facts['image_shape'])}"}
+        for name in sorted({*taken, *given}):
+            found, wanted = given.get(name, "nothing"), taken.get(name, "nothing")
+            if found != wanted:
+                raise ValueError(
+                    f"the network's program takes {wanted} as {name}, but the file holds {found}: "
+                    "export the run again"
+                )
+        return jax.jit(exported.call)
 
     def _unreadable(self, error: Exception) -> ValueError:
         writer = self.facts.get("jax", "of another version")
@@ -187,6 +198,11 @@ class PackedNetwork:
             f"JAX {jax.__version__} cannot read the network's program, which JAX {writer} wrote "
             f"({error}): use that version or a later one, or export the run again"
         )
+
+
+def _kinds(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
+    """The type and shape of each."""
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
 
 
 def _kept(arrays: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
@@ -265,6 +281,8 @@ def write_whole(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
 def load(path: str | Path, *, arithmetic: str = "auto") -> PackedNetwork:
     """Read the file of a packed network.
 
+    A file is a program, which runs when the network is called: load only files that you trust.
+
     Args:
       path: of the file, see `PackedNetwork.save`.
       arithmetic: see `PackedNetwork`.
@@ -299,7 +317,7 @@ def load(path: str | Path, *, arithmetic: str = "auto") -> PackedNetwork:
         )
     try:
         _check_parts(facts, entries)
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:
         raise _no_network(path, error) from error
     return PackedNetwork(facts, entries, program, bit_program, arithmetic)
 
@@ -311,13 +329,22 @@ def _no_network(path: str | Path, why: Exception) -> ValueError:
 
 def _check_parts(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
     """Refuse a file whose parts do not belong together: the kernels take them as they are."""
-    (_, _, _), _ = facts["image_shape"], list(facts.get("kernels", ()))
+    sizes, called = facts["image_shape"], facts.get("kernels", [])
+    if len(sizes) != 3 or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise ValueError(f"image_shape is {sizes} instead of height, width and channels")
+    if not isinstance(called, list) or not all(isinstance(name, str) for name in called):
+        raise ValueError(f"kernels is {called} instead of a list of names")
+    for name, array in arrays.items():
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} holds {array.dtype} instead of numbers")
     for layer, said in facts["binary"].items():
         shape, bits = tuple(said["shape"]), said["bits"]
         if bits is None:
             wanted = {"kernel": shape}
         else:
             wanted = {"planes": (bits, -(-math.prod(shape) // 8)), "levels": (2**bits, shape[-1])}
+            if arrays[f"{layer}/planes"].dtype != np.uint8:
+                raise ValueError(f"{layer}/planes holds no bytes")
         for name, expected in wanted.items():
             found = arrays[f"{layer}/{name}"].shape
             if found != expected:

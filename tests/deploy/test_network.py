@@ -156,7 +156,12 @@ LAYER = "stage1_block1/conv1"
         ({}, {f"{LAYER}/planes": np.zeros((1, 13), np.uint8)}, "conv1/planes has shape"),
         ({}, {f"{LAYER}/levels": np.zeros((2, 3), np.float32)}, "conv1/levels has shape"),
         ({"image_shape": [8, 8]}, {}, "is no packed network"),
-        ({"kernels": None}, {}, "is no packed network"),
+        ({"image_shape": ["a", 8, 1]}, {}, r"image_shape is \['a', 8, 1\] instead of height"),
+        ({"kernels": None}, {}, "kernels is None instead of a list of names"),
+        ({"kernels": [{}]}, {}, "is no packed network"),
+        ({"binary": None}, {}, "is no packed network"),
+        ({}, {"params/stem/kernel": np.array(["a"])}, "stem/kernel holds <U1 instead of numbers"),
+        ({}, {f"{LAYER}/planes": np.zeros((1, 18))}, "conv1/planes holds no bytes"),
         ({"binary": {"other": {"shape": [3], "bits": 1}}}, {}, "other/planes"),
     ],
 )
@@ -167,6 +172,32 @@ def test_parts_that_do_not_belong_together_are_refused(network, tmp_path, facts,
     broken.save(tmp_path / "broken.npz")
     with pytest.raises(ValueError, match=words):
         deploy.load(tmp_path / "broken.npz")
+
+
+@pytest.mark.parametrize("arithmetic", ["bits", "real"] if can_count else ["real"])
+@pytest.mark.parametrize(
+    ("facts", "arrays", "words"),
+    [
+        ({}, {"params/stem/kernel": np.zeros((3, 3), np.float32)}, "holds float32.3, 3.: export"),
+        ({}, {"params/more": np.zeros(3, np.float32)}, "takes nothing as params/more"),
+        (
+            {"binary": {}},
+            {f"{LAYER}/planes": np.zeros((1, 3), np.uint8)},
+            "the network's program takes",
+        ),
+        ({"image_shape": [9, 8, 1]}, {}, "takes uint8.8, 8, 1. as images, but the"),
+    ],
+)
+def test_a_program_of_other_arrays_is_refused_in_words(network, facts, arrays, words, arithmetic):
+    broken = dataclasses.replace(
+        network,
+        facts={**network.facts, **facts},
+        arrays={**network.arrays, **arrays},
+        arithmetic=arithmetic,
+    )
+    images = np.zeros((1, *broken.facts["image_shape"]), np.uint8)
+    with pytest.raises(ValueError, match=words):
+        broken(images)
 
 
 def test_another_archive_is_refused(path):
