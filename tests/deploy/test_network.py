@@ -5,7 +5,9 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -93,6 +95,27 @@ def test_a_file_that_exists_is_left_alone(network, path):
     with pytest.raises(FileExistsError, match=r"net\.npz exists already: choose another"):
         network.save(path)
     assert path.read_bytes() == before
+
+
+def test_of_two_that_write_one_name_at_once_one_is_refused(tmp_path):
+    both = threading.Barrier(2)
+
+    def written(letter):
+        def write(file):
+            file.write(letter)
+            both.wait(10)
+            file.write(letter)
+
+        try:
+            deploy.write_whole(tmp_path / "file", write)
+        except FileExistsError:
+            return b""
+        return 2 * letter
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = sorted(pool.map(written, (b"a", b"b")))
+    assert answers == [b"", (tmp_path / "file").read_bytes()]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_file_that_cannot_be_written_leaves_nothing_behind(network, tmp_path, monkeypatch):

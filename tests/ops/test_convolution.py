@@ -309,6 +309,20 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path, expected):
     assert state.startswith("Kernels")
 
 
+@needs_kernels
+def test_a_kept_library_is_loaded_where_nothing_can_be_written(tmp_path, monkeypatch):
+    def refused(*_args, **_kwargs):
+        raise PermissionError
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_is_whole", lambda _: True)
+    for name in ("TemporaryFile", "TemporaryDirectory"):
+        monkeypatch.setattr(native.tempfile, name, refused)
+    monkeypatch.setattr(native.ctypes, "CDLL", str)
+    assert native._load(native.compiler()).startswith(str(tmp_path / "fda_jax" / "native"))
+    assert not list(tmp_path.iterdir())
+
+
 # Prints a digest of the weight gradients of a narrow and of two wide layers.
 GRADIENTS = """
 import hashlib, os, sys
