@@ -48,7 +48,8 @@ def test_the_configuration_of_a_command_can_be(words, monkeypatch):
     config = setup.words_apart(holder.value.to_dict())
     side = config["data"]["image_size"] if ":" in config["data"]["name"] else 32
     shape = (side, side, 3)
-    split = data.ArraySplit(np.zeros((1, *shape), np.uint8), np.arange(2000, dtype=np.int32) % 10)
+    images = np.broadcast_to(np.uint8(0), (2000, *shape))
+    split = data.ArraySplit(images, np.arange(2000, dtype=np.int32) % 10)
     classes = tuple("0123456789")
     dataset = data.Dataset("x", 10, shape, (0.5,) * 3, (0.5,) * 3, classes, split, split)
     for part in stages.split(config) or [config]:

@@ -49,13 +49,36 @@ class ArraySplit:
 
     Attributes:
         images: (n, h, w, c), uint8, 0..255.
-        labels: (n,), int32, class indices.
+        labels: (n,), integers, class indices from 0.
         resident: always True; tells the two kinds of split apart.
+
+    Raises:
+        DataError: another dtype or rank, lengths that differ, or no examples.
     """
 
     images: np.ndarray
     labels: np.ndarray
     resident: ClassVar[Literal[True]] = True
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that would train on something else than they seem to hold."""
+        images, labels = np.asanyarray(self.images), np.asanyarray(self.labels)
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise DataError(
+                f"images are {images.shape} {images.dtype}, but must be (n, h, w, c) uint8, pixels "
+                "0..255: give np.rint(255 * images).astype(np.uint8) for pixels in [0, 1], and "
+                "images[..., None] for grey ones without an axis of channels."
+            )
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+            raise DataError(
+                f"labels are {labels.shape} {labels.dtype}, but must be (n,) of an integer dtype: "
+                "a class's number for each image, from 0."
+            )
+        if len(images) != len(labels) or len(images) == 0:
+            raise DataError(
+                f"{len(images)} images and {len(labels)} labels; give one label for each image, "
+                "and at least one of both."
+            )
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -137,11 +160,15 @@ class Dataset:
         name: as given to `load`.
         num_classes: number of classes.
         image_shape_hwc: height, width (pixels), channels of every image of both splits.
-        mean: per-channel mean of pixels in [0, 1], for `normalize`.
-        std: per-channel standard deviation of pixels in [0, 1], for `normalize`.
-        classes: class names by label.
+        mean: per-channel mean of pixels in [0, 1], for `normalize`: 0..1 each.
+        std: per-channel standard deviation of pixels in [0, 1], for `normalize`: above 0, up to 1.
+        classes: class names by label; () where they have none.
         train: the training split.
         test: the split that accuracies are reported on.
+
+    Raises:
+        DataError: images of another shape, a label that names no class, or a mean, std or classes
+            that do not fit.
     """
 
     name: str
@@ -152,6 +179,30 @@ class Dataset:
     classes: tuple[str, ...]
     train: Split
     test: Split
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not belong together."""
+        shape, channels = tuple(self.image_shape_hwc), self.image_shape_hwc[-1]
+        for key, values, low in (("mean", self.mean, "[0"), ("std", self.std, "(0")):
+            fits = (0 <= v <= 1 and (v > 0 or key == "mean") for v in values)
+            if len(values) != channels or not all(fits):
+                raise DataError(
+                    f"{self.name}: {key} is {tuple(values)}, but must be {channels} numbers, one a "
+                    f"channel, each in {low}, 1]: of pixels divided by 255."
+                )
+        if len(self.classes) not in (0, self.num_classes):
+            raise DataError(
+                f"{self.name}: {len(self.classes)} names of classes for {self.num_classes} "
+                "classes; give one for each, or ()."
+            )
+        for part, split in (("train", self.train), ("test", self.test)):
+            if split.resident and split.images.shape[1:] != shape:
+                raise DataError(
+                    f"{self.name} {part}: images are {split.images.shape[1:]}, but "
+                    f"image_shape_hwc is {shape}; both splits must have the shape named there."
+                )
+            if split.labels is not None:
+                check_labels(split.labels, self.num_classes, f"{self.name} {part}")
 
     def facts(self) -> dict[str, Any]:
         """What tells these data from others of the name: classes, in order, and numbers of

@@ -1,5 +1,6 @@
 """Names, arguments, and what happens where an optional package is not installed."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fda_jax.data import SPECS, ArraySplit, DataError, load
+from fda_jax.data import SPECS, ArraySplit, DataError, Dataset, load
 
 
 @pytest.mark.parametrize(
@@ -86,3 +87,40 @@ def test_a_limit_keeps_that_many_training_examples_evenly_spaced_and_all_for_tes
 def test_a_limit_that_is_no_number_of_examples_is_refused(limit: int) -> None:
     with pytest.raises(DataError, match="1442"):
         load("digits", dir=".", limit=limit)
+
+
+PIXELS, NAMES = np.zeros((300, 4, 4, 3), np.uint8), np.arange(300) % 3
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (PIXELS / 255, NAMES, r"uint8.*np\.rint\(255 \* images\)"),
+        (PIXELS[..., 0], NAMES, r"\(300, 4, 4\) uint8, but must be \(n, h, w, c\)"),
+        (PIXELS, NAMES[:200], "300 images and 200 labels"),
+        (PIXELS[:0], NAMES[:0], "at least one"),
+        (PIXELS, np.eye(3)[NAMES], r"labels are \(300, 3\) float64"),
+    ],
+)
+def test_a_split_of_ones_own_must_be_pixels_and_labels(images, labels, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        ArraySplit(images, labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train": ArraySplit(PIXELS, NAMES + 1)}, r"mine train: label 3 .* outside 0\.\.2"),
+        ({"test": ArraySplit(PIXELS[:, :2], NAMES)}, r"mine test: images are \(2, 4, 3\)"),
+        ({"mean": (125.3, 123.0, 113.9)}, r"mean is \(125.*\[0, 1\]: of pixels divided by 255"),
+        ({"std": (63.0, 62.1, 66.7)}, r"std is \(63.*\(0, 1\]"),
+        ({"std": (0.5, 0.0, 0.5)}, r"std is \(0\.5, 0\.0, 0\.5\)"),
+        ({"mean": (0.5,)}, "must be 3 numbers"),
+        ({"classes": ("a", "b")}, "2 names of classes for 3"),
+    ],
+)
+def test_a_data_set_of_ones_own_must_agree_with_itself(change: dict, said: str) -> None:
+    split = ArraySplit(PIXELS, NAMES)
+    whole = Dataset("mine", 3, (4, 4, 3), (0.5,) * 3, (0.5,) * 3, (), split, split)
+    with pytest.raises(DataError, match=said):
+        dataclasses.replace(whole, **change)

@@ -354,7 +354,7 @@ def test_what_is_asked_for_is_trained_together_beside_runs_that_cannot_be(tmp_pa
 def test_streams_and_several_processes_are_trained_alone(monkeypatch):
     built = setup.build(small_config())
     assert together.obstacle([built]) == ""
-    train = StreamSplit(source=None, image_size=8, num_threads=0)
+    train = StreamSplit(source=built.dataset.train, image_size=8, num_threads=0)
     streamed = dataclasses.replace(built.dataset, train=train)
     why = together.obstacle([dataclasses.replace(built, dataset=streamed)])
     assert why.startswith("digits is a stream of images")
