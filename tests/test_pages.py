@@ -3,10 +3,11 @@
 import importlib
 import inspect
 import json
+import re
 
 import pytest
 
-from fda_jax import experiment, layers, models, ops
+from fda_jax import data, deploy, experiment, layers, models, ops
 from fda_jax.layers import METHODS
 from tests.conftest import REPOSITORY
 from tools.pages import citation, configuration, links, measured, methods, notebooks, repository
@@ -88,10 +89,12 @@ def test_a_page_shows_what_was_measured_where_a_method_has_one_seed(record):
     assert record["revision"][:8] in table
 
 
-@pytest.mark.parametrize("module", [ops, layers, models, experiment], ids=lambda m: m.__name__)
+@pytest.mark.parametrize(
+    "module", [ops, layers, models, data, experiment, deploy], ids=lambda m: m.__name__
+)
 def test_the_reference_shows_every_public_name(module):
     page = REPOSITORY / "docs" / "api" / f"{module.__name__.split('.')[1]}.md"
-    shown = [line.split(".")[-1] for line in page.read_text().splitlines() if line[:4] == "::: "]
+    shown = re.findall(rf"^::: {module.__name__}\.(\w+)$", page.read_text(), re.MULTILINE)
     assert sorted(shown) == sorted(module.__all__)
 
 

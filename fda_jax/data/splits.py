@@ -196,7 +196,7 @@ class Dataset:
                 "classes; give one for each, or ()."
             )
         for part, split in (("train", self.train), ("test", self.test)):
-            if split.resident and split.images.shape[1:] != shape:
+            if isinstance(split, ArraySplit) and split.images.shape[1:] != shape:
                 raise DataError(
                     f"{self.name} {part}: images are {split.images.shape[1:]}, but "
                     f"image_shape_hwc is {shape}; both splits must have the shape named there."

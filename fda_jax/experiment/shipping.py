@@ -11,6 +11,7 @@ import numpy as np
 from fda_jax import __version__, deploy
 from fda_jax.data.errors import require
 from fda_jax.deploy import onnx_form
+from fda_jax.deploy.network import write_whole
 from fda_jax.experiment import saved
 from fda_jax.experiment.environment import label
 from fda_jax.experiment.folder import RunFolder, WorkdirError
@@ -113,7 +114,7 @@ def release(
             model = deploy.to_onnx(*trained_network, **settings)
             written = model.SerializeToString()
             sizes = {**_sizes(model, len(written)), "unpacked": network.sizes()["unpacked"]}
-            deploy.write_whole(out, lambda file: file.write(written))
+            write_whole(out, lambda file: file.write(written))
         else:
             sizes = network.sizes()
             network.save(out)

@@ -124,6 +124,10 @@ def mean_squared_error(num_terms: jax.Array | int) -> jax.Array:
 def check_series(num_terms: object, omega: object) -> None:
     """Refuse a number of terms below 1 or a frequency that is not positive, if they are known.
 
+    Args:
+      num_terms: n, scalar or array; what is traced cannot be looked at.
+      omega: angular frequency, radians per unit, likewise.
+
     Raises:
       ValueError: names the value, the limit and the remedy.
     """

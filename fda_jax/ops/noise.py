@@ -138,6 +138,13 @@ def hidden_width(features: int, reduction: int) -> int:
     """Width of the hidden layer for d features: d // k, and d // 4 where that would be 0.
 
     Source: [FDA Eq. 13] for d // k with k = 64; d // 4 below k is BiBench's reading. At least 1.
+
+    Args:
+      features: d, numbers that go into the module; a Python int >= 1.
+      reduction: k; a Python int >= 1, 64 by default in the methods.
+
+    Returns:
+      A Python int >= 1.
     """
     return max(1, features // reduction if features >= reduction else features // 4)
 
