@@ -65,19 +65,19 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator=HOST:P
 def main(argv: list[str]) -> int:
     """Run what the flags say; the exit code is 1 for what a user can mend."""
     if len(argv) > 1:
-        raise app.UsageError(f"unknown arguments {argv[1:]}: overrides are --config.KEY=VALUE")
+        sys.exit(f"error: unknown arguments {argv[1:]}: overrides are --config.KEY=VALUE")
     config = None if CONFIG.value is None else CONFIG.value.to_dict()
     if SWEEP.value is not None and (config is not None or MODE.value != "train"):
-        raise app.UsageError("--sweep names its configurations itself, and trains: leave the rest")
+        sys.exit("error: --sweep names its configurations itself, and trains: leave the rest")
     if BUDGET.value is not None and SWEEP.value is None:
-        raise app.UsageError("--budget is of a --sweep: of a run it is --config.train.budget")
+        sys.exit("error: --budget is of a --sweep: of a run it is --config.train.budget")
     for flag in (SEEDS, OVERRIDE, SHARD, ONLY, SIDE_BY_SIDE, TOGETHER):
         if flag.present and SWEEP.value is None:
-            raise app.UsageError(f"--{flag.name} is of a --sweep: give one, or leave it out")
+            sys.exit(f"error: --{flag.name} is of a --sweep: give one, or leave it out")
     if DATA_DIR.present and MODE.value != "eval":
-        raise app.UsageError("--data_dir is of --mode=eval: in training it is --config.data.dir")
+        sys.exit("error: --data_dir is of --mode=eval: in training it is --config.data.dir")
     if config is None and SWEEP.value is None and MODE.value == "train":
-        raise app.UsageError("--config is missing: e.g. --config=configs/digits_resnet.py")
+        sys.exit("error: --config is missing: e.g. --config=configs/digits_resnet.py")
     for chatty in ("jax", "absl"):  # every backend that is not there, every file that is saved
         logging.getLogger(chatty).setLevel(logging.WARNING)
     import jax
@@ -123,8 +123,19 @@ def main(argv: list[str]) -> int:
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the flags; what the configuration cannot be or lacks ends the program."""
+    for word in argv:
+        flag, _, method = word.lstrip("-").partition("=")
+        if flag == "config.method.name":
+            # Its knobs stand in the configuration, which has those of another.
+            sys.exit(f"error: {word}: a method is chosen by FILE.py:{method or 'METHOD'}")
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if CONFIG.value is not None:
+            CONFIG.value.to_dict()  # where a file that could not be read is told
+        return rest
+    except OSError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        sys.exit(f"error: the file of --config cannot be read ({reason}): see configs")
     except flags.Error as error:
         words, kind = str(error).strip(), "ValueError: "
         last = words.splitlines()[-1].strip()

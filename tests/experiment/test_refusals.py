@@ -369,17 +369,22 @@ def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
             ["--config=configs/digits_resnet.py:irnet", "--config.method.omega=3"],
             ["--config.method.omega=3 overrides nothing", "configs/methods.py"],
         ),
-        (["--config=configs/no.py"], ["configs/no.py"]),
+        (["--config=configs/no.py"], ["error: the file of --config", "configs/no.py"]),
+        (["--config=configs/no.py", "--config.seed=1"], ["error: the file of --config"]),
+        (
+            ["--config=configs/digits_resnet.py", "--config.method.name=ste"],
+            ["error: --config.method.name=ste: a method is chosen by FILE.py:ste"],
+        ),
         (["--config=configs/sweeps/digits.py"], ["--sweep=FILE"]),
         (["--config=configs/digits_resnet.py", "--config.method=ste"], ["FILE.py:METHOD"]),
-        (["--config=configs/digits_resnet.py", "--seeds=5"], ["--seeds is of a --sweep"]),
+        (["--config=configs/digits_resnet.py", "--seeds=5"], ["error: --seeds is of a --sweep"]),
         (["--config=configs/digits_resnet.py", "--data_dir=x"], ["--config.data.dir"]),
         (
             ["--config=configs/digits_resnet.py", "--config.train.epochs=2", "--config.train.e=3"],
             ["error: --config.train.e=3 overrides nothing"],
         ),
         (["--config=configs/digits_resnet.py", "extra"], ["extra", "--config.KEY"]),
-        ([], ["--config is missing"]),
+        ([], ["error: --config is missing"]),
         (
             ["--config=configs/digits_resnet.py", "--config.optimizer.decay_groups=binary,reel"],
             ["optimizer.decay_groups is 'reel'"],
@@ -398,4 +403,5 @@ def test_the_command_line_refuses_in_words_and_with_a_failing_exit_code(tmp_path
     output = done.stdout + done.stderr
     assert done.returncode != 0
     assert all(word in output for word in words), output
+    assert len(output.splitlines()) < 4, output
     assert not (tmp_path / "run").exists()
