@@ -6,6 +6,8 @@ from typing import cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from fda_jax import ops
 from fda_jax.layers.methods import Method, make_method
@@ -16,6 +18,9 @@ from fda_jax.layers.quantizers import (
     WeightQuantizer,
     sow_penalty,
 )
+
+# By which a sum of steps may miss 0 or 1.
+_ROUNDING = 1e-6
 
 
 class BinaryConv(nn.Module):
@@ -71,8 +76,8 @@ class BinaryConv(nn.Module):
           (batch, ceil(height / strides), ceil(width / strides), features), of `dtype`.
 
         Raises:
-          ValueError: another number of axes, sizes that are none or unequal strides, or training
-            without `progress`.
+          ValueError: another number of axes, sizes that are none or unequal strides, training
+            without `progress`, or a known one outside of [0, 1].
         """
         if a.ndim != 4:
             raise ValueError(
@@ -136,7 +141,7 @@ class BinaryDense(nn.Module):
           (..., features), of `dtype`.
 
         Raises:
-          ValueError: training without `progress`.
+          ValueError: training without `progress`, or a known one outside of [0, 1].
         """
         shape = (a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
@@ -163,6 +168,7 @@ def _operands(
                 "and noise modules change: pass progress=step / total_steps, from 0 to 1"
             )
         progress = 1.0
+    _check_progress(progress)
     method = make_method(layer.method)
     name = "kernel" if method.weight is None else "latent_kernel"
     w = layer.param(name, nn.initializers.he_normal(), shape, jnp.float32)
@@ -182,6 +188,18 @@ def _operands(
         layer.sow("effective_weights", "kernel", binary_w)
     binary_a = quantize_a(a.astype(layer.dtype), train=train, progress=progress)
     return binary_a, binary_w
+
+
+def _check_progress(progress: jax.Array | float) -> None:
+    """Refuse what is no share, if it is known: schedules hold still beyond their ends."""
+    if isinstance(progress, Tracer):
+        return
+    values = np.asarray(progress, np.float64)
+    if not np.all((values >= -_ROUNDING) & (values <= 1 + _ROUNDING)):
+        raise ValueError(
+            f"progress is {progress}, but the finished share of training lies in [0, 1]: pass "
+            "step / total_steps"
+        )
 
 
 def _quantizer(

@@ -241,3 +241,14 @@ def test_training_needs_the_progress(layer):
     with pytest.raises(ValueError, match="pass progress=step / total_steps"):
         layer.apply(variables, a, train=True)
     np.testing.assert_array_equal(layer.apply(variables, a), layer.apply(variables, a, progress=1))
+
+
+@pytest.mark.parametrize("layer", [BinaryConv(3), BinaryDense(3)])
+@pytest.mark.parametrize("progress", [100, -0.1, np.float32(1.5), jnp.array(2.0), float("nan")])
+def test_a_progress_that_is_no_share_is_refused_where_it_is_known(layer, progress):
+    a = jnp.zeros((1, 4, 4, 2))
+    variables = layer.init(KEY, a, train=True)
+    with pytest.raises(ValueError, match=r"lies in \[0, 1\]: pass step / total_steps"):
+        layer.apply(variables, a, train=True, progress=progress)
+    jax.eval_shape(lambda p: layer.apply(variables, a, train=True, progress=p), 0.5)
+    layer.apply(variables, a, train=True, progress=1 + 1e-7)
