@@ -123,6 +123,17 @@ class PackedNetwork:
                 raise
             raise self._unreadable(error) from error
 
+    def __repr__(self) -> str:
+        """What it is in a line, without its arrays and programs."""
+        facts, layers = self.facts, self.facts["binary"]
+        of = ", ".join(facts[key] for key in ("network", "method", "dataset") if key in facts)
+        sizes = self.sizes()
+        return (
+            f"<PackedNetwork {f'{of}; ' if of else ''}images {tuple(facts['image_shape'])}; "
+            f"{len(layers)} binary layers, {sizes['binary']:,} bytes; real numbers "
+            f"{sizes['real']:,} bytes; arithmetic {self.arithmetic!r}>"
+        )
+
     def weights(self) -> dict[str, np.ndarray]:
         """The kernel of every binary layer as numbers, (..., filters), float32, by its name."""
         layers = self.facts["binary"].items()

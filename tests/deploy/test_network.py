@@ -58,6 +58,14 @@ def test_a_network_that_was_called_can_be_pickled_and_is_only_itself(network, ke
     assert len({network, again, network}) == 2
 
 
+def test_a_network_is_shown_in_a_line(network, path):
+    read = dataclasses.replace(network, facts={**network.facts, "network": "tiny", "method": "fda"})
+    assert repr(read).startswith(f"<PackedNetwork tiny, fda; images {SHAPE}; ")
+    layers, size = len(network.facts["binary"]), network.sizes()["binary"]
+    assert f"; {layers} binary layers, {size:,} bytes; " in repr(network)
+    assert len(repr(deploy.load(path))) < 200
+
+
 def test_the_same_network_is_the_same_file(network, path):
     network.save(path.with_name("again.npz"))
     assert path.read_bytes() == path.with_name("again.npz").read_bytes()
