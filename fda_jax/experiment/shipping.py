@@ -73,7 +73,7 @@ def release(
     Args:
       workdir: the run's folder; of a run in stages the last stage's network is taken.
       out: the file, which must not exist: an ONNX model if its name ends with .onnx, see
-        `deploy.to_onnx`, a `deploy.PackedNetwork` otherwise.
+        `deploy.to_onnx`, a `deploy.PackedNetwork` if with .npz.
       checkpoint: "last", or "best", which is picked on the test set itself.
       data_dir: where the data lie now, in place of the configuration's data.dir.
 
@@ -83,10 +83,15 @@ def release(
     Raises:
       WorkdirError: there is no run or no such checkpoint in the folder, or the file exists or
         cannot be written.
-      ValueError, CheckpointError: as `experiment.evaluate`; or a weight is not finite, or what
-        an ONNX file needs is not installed.
+      ValueError, CheckpointError: as `experiment.evaluate`; or another ending, a weight that is
+        not finite, or what an ONNX file needs is not installed.
     """
     out = Path(out)
+    if out.suffix.lower() not in (".npz", ".onnx"):
+        raise ValueError(
+            f"{out} ends neither as {out.stem}.npz, which JAX runs, nor as {out.stem}.onnx, which "
+            "other programs run: give it one of these two endings"
+        )
     is_onnx = out.suffix.lower() == ".onnx"
     if is_onnx:
         require("onnxruntime", extra="onnx", purpose="comparing an ONNX file with its run")

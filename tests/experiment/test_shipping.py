@@ -100,6 +100,9 @@ def test_what_cannot_be_released_is_refused_in_words(whole, tmp_path, monkeypatc
     assert taken.read_text() == "mine"
     with pytest.raises(WorkdirError, match=r"no folder .*nowhere: make it"):
         release(whole[0], tmp_path / "nowhere" / "net.npz")
+    for name in ("net.tflite", "net"):
+        with pytest.raises(ValueError, match=r"neither as net\.npz, .* nor as net\.onnx"):
+            release(whole[0], tmp_path / name)
     with pytest.raises(WorkdirError, match=r"holds no run"):
         release(tmp_path, tmp_path / "net.npz")
     with pytest.raises(ValueError, match=r"checkpoint is 'first': use last or best"):
