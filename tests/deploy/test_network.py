@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fda_jax import deploy
+from fda_jax.deploy.network import write_whole
 from fda_jax.layers import make_method
 from tests.deploy.test_freezing import SHAPE, can_count, frozen, pictures, tiny, trained
 
@@ -115,7 +116,7 @@ def test_of_two_that_write_one_name_at_once_one_is_refused(tmp_path):
             file.write(letter)
 
         try:
-            deploy.write_whole(tmp_path / "file", write)
+            write_whole(tmp_path / "file", write)
         except FileExistsError:
             return b""
         return 2 * letter
