@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 
 import pytest
 
@@ -76,6 +77,14 @@ def test_the_recipe_of_the_paper_stands_in_the_base():
     assert (optimizer.name, optimizer.learning_rate, optimizer.momentum) == ("sgd", 0.1, 0.9)
     assert (optimizer.weight_decay, optimizer.schedule) == (1e-4, "cosine")
     assert (base.method.num_terms_start, base.method.num_terms_end) == (10, 19)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_head_names_records_that_are_there_and_repeats_no_means_of_theirs(name):
+    head = importlib.import_module(name).__doc__ or ""
+    for record in re.findall(r"results/(?!README)\w+", head):
+        assert (REPOSITORY / record / "report.md").is_file(), record
+    assert not re.search(r"\d\s*(?:\+-|±)\s*\d", head), "they change with each record made anew"
 
 
 @pytest.mark.parametrize("network", ["resnet18", "alexnet"])
