@@ -230,14 +230,18 @@ LOOKS = {
     "shortcut alone": ("|", BLACK, 160),
     "fitted to r": ("D", GREEN, 45),
 }
+LEAST = 0.01  # per cent that the axis starts at
 figure = new_figure(10.0, 4.2, dots_per_inch=110)
 panels = figure.subplots(1, 2, sharey=True)
 rows = list(inside["half-way"])[::-1]
 for i, (axes, title) in enumerate(zip(panels, ("r(t)", "r'(t)"), strict=True)):
     for label, (marker, colour, size) in LOOKS.items():
-        places = [100 * found[label][name][i] for name in rows]
+        places = [max(LEAST, 100 * found[label][name][i]) for name in rows]
         axes.scatter(places, range(len(rows)), s=size, marker=marker, color=colour, label=label)
-    axes.set_xlim(-3, 103)
+    axes.set_xscale("log")
+    axes.set_xlim(0.7 * LEAST, 140)
+    axes.set_xticks([LEAST, 0.1, 1, 10, 100], [f"≤ {LEAST:g}", "0.1", "1", "10", "100"])
+    axes.tick_params(axis="x", which="minor", bottom=False)
     tidy(axes, title=f"How much of {title} is explained", x="share, at the best multiple (%)", y="")
 panels[0].set_yticks(range(len(rows)), rows)
 handles = panels[0].get_legend_handles_labels()
@@ -263,7 +267,8 @@ trained = [pair for label in ("half-way", "end") for pair in found[label].values
 assert max(value for value, _ in trained) < 0.05
 Markdown(f"""
 *Figure 3. The share of $r$ and of $r'$ that the best multiple $c \\ge 0$ of each candidate
-explains. Green: the same modules, trained on nothing but $r$.*
+explains, logarithmic; what is less than {LEAST:g} %, or nothing, stands at the left end. Green: the
+same modules, trained on nothing but $r$.*
 
 **Answer.** No. The network learns (test accuracy {history[-1].test["accuracy"]:.1%}) and so do its
 modules, but not $r$. Half-way the best multiple of $\\hat e$ explains

@@ -94,7 +94,7 @@ maps = [np.asarray(leaf)[0] for leaf in jax.tree.leaves(captured["intermediates"
 def mosaic(tiles, columns, gap=1):
     """Small pictures (count, height, width) of -1 and 1 as one, with grey between them."""
     rows = -(-len(tiles) // columns)
-    padded = np.pad(tiles.astype(float), ((0, 0), (0, gap), (0, gap)), constant_values=0.6)
+    padded = np.pad(tiles.astype(float), ((0, 0), (0, gap), (0, gap)), constant_values=0)
     padded = padded.reshape(rows, columns, *padded.shape[1:]).transpose(0, 2, 1, 3)
     return padded.reshape(rows * padded.shape[1], -1)[:-gap, :-gap]
 

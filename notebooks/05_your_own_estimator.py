@@ -156,7 +156,8 @@ for name, (_, epochs) in runs.items():
     left.semilogy(numbers, losses, color=LINES[name], lw=2, label=name)
     accuracies = [100 * epoch.test["accuracy"] for epoch in epochs[1:]]
     right.plot(numbers, accuracies, color=LINES[name], lw=2, label=name)
-left.set_yticks([0.2, 0.5, 1.0, 2.0], ["0.2", "0.5", "1", "2"])
+left.set_yticks([0.02, 0.05, 0.1, 0.2, 0.5, 1, 2], ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"])
+left.set_ylim(bottom=0.02)
 left.tick_params(axis="y", which="minor", left=False, labelleft=False)
 right.set_ylim(0, 102)
 right.legend(loc="lower right")
