@@ -763,7 +763,19 @@ def _row(name: str) -> Row:
 
 
 def lookup(table: Mapping[str, T], name: str, what: str) -> T:
-    """The entry of a table, or a ValueError that names the nearest entries."""
+    """The entry of a table, or a ValueError that names the nearest entries.
+
+    Args:
+      table: entries by name.
+      name: the one looked for.
+      what: an entry is, for the message.
+
+    Returns:
+      `table[name]`.
+
+    Raises:
+      ValueError: there is no such entry; the message names the nearest one and lists all.
+    """
     if name not in table:
         raise ValueError(
             f"there is no {what} {name!r}{_nearest(name, table)}: use one of {', '.join(table)}"
