@@ -96,7 +96,7 @@ class RunFolder:
                 "Choose another --workdir, or the old configuration to resume that run"
                 if self.result() is None
                 else "That run is finished: choose another --workdir, and set "
-                f"--config.train.init_from={self.path} to start from its parameters"
+                f"--config.train.init_from={self.path.absolute()} to start from its parameters"
             )
             raise WorkdirError(
                 f"the folder {self.path} holds a run of another configuration: "

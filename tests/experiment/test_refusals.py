@@ -2,15 +2,17 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from fda_jax import data, experiment
-from fda_jax.experiment import run, setup, stages
+from fda_jax.experiment import inherit, run, setup, stages
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from tests.conftest import REPOSITORY, small_config
 
@@ -154,12 +156,18 @@ def test_a_folder_that_holds_another_run_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
-def test_another_configuration_of_a_finished_run_is_told_how_to_go_on(tmp_path):
-    folder = RunFolder(tmp_path)
+def test_another_configuration_of_a_finished_run_is_told_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(Path("first"))
     folder.claim(small_config())
     folder.write("result.json", {"last_test_accuracy": 0.9, "best_test_accuracy": 0.9})
-    with pytest.raises(WorkdirError, match=f"finished.*train.init_from={tmp_path}"):
+    with pytest.raises(WorkdirError, match="That run is finished") as refused:
         folder.claim(small_config(seed=3))
+    # From there a run in any folder finds it.
+    given = re.search(r"init_from=(\S+)", str(refused.value))
+    assert given
+    finished = inherit.FinishedRun("train.init_from", given[1], tmp_path / "elsewhere" / "second")
+    assert finished.path == tmp_path / "first"
 
 
 def test_a_single_run_does_not_move_into_a_sweep(tmp_path):
