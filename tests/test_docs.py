@@ -105,3 +105,10 @@ def test_no_folder_of_runs_or_data_is_committed():
     if listed.returncode:
         pytest.skip("not a git checkout")
     assert listed.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "notes", (REPOSITORY / "results").glob("*/notes.md"), ids=lambda n: n.parent.name
+)
+def test_the_page_of_all_results_has_the_notes_as_they_are(notes):
+    assert notes.read_text().strip() in (REPOSITORY / "results" / "README.md").read_text()
