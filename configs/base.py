@@ -32,6 +32,9 @@ def get_config(arg: str = "") -> ConfigDict:
             # digits, cifar10, cifar100, mnist, fashion_mnist, tfds:NAME or folder:PATH
             "name": "cifar10",
             "dir": "data",  # folder that holds the official files
+            # Training examples to be judged by in place of the test's: to choose settings without
+            # it. Stands on every output; 0 for the test's.
+            "holdout": 0,
             "limit": 0,  # training examples to keep, for a quick look; 0 for all
             "image_size": 224,  # pixels; of folder: and tfds: images that vary in size
             "num_threads": 8,  # that decode images; for the same

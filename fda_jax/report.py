@@ -30,11 +30,11 @@ _INDEX = f"""{_HEADING}
 
 Written by
 
-    {{}}
+    {{command}}
 
 from the folders beside this file. Each holds, for every run, its config.json, environment.json
 (packages, device, revision, command), metrics.jsonl (the whole curve) and result.json; its report
-says more. {tables.LEGEND} Given are mean and standard deviation over n seeds, and differences of
+says more. {{legends}} Given are mean and standard deviation over n seeds, and differences of
 pairs of runs with the same seed."""
 
 
@@ -123,7 +123,7 @@ def _report_runs(
     curves = out / "curves.png"
     with _writing(out):
         figures.draw_curves(groups, curves, curves.with_suffix(".svg"))
-        report = _write(out, text, {"Test accuracy and training loss": curves})
+        report = _write(out, text, {"Accuracy and training loss": curves})
     return text, {"Tables": report, "Curves": curves}
 
 
@@ -157,7 +157,8 @@ def _report_index(folder: Path, *, mixed_revisions: bool) -> tuple[str, Mapping[
     if page.is_file() and not page.read_bytes().startswith(_HEADING.encode()):
         raise WorkdirError(f"{page} is not a page of --index: move it away, or it would be lost")
     command = f"python -m fda_jax.report --index {folder}" + " --mixed-revisions" * mixed_revisions
-    written, parts = {}, [_INDEX.format(command)]
+    legends = tables.legends(run.eval_split for run in tables.read_runs(folders))
+    written, parts = {}, [_INDEX.format(command=command, legends=legends)]
     for part in folders:
         is_sweep = comparison.is_sweep(part)
         report, summary = (

@@ -10,6 +10,7 @@ import numpy as np
 from fda_jax.data.digits import load_digits
 from fda_jax.data.errors import DataError
 from fda_jax.data.folder import load_folder
+from fda_jax.data.holdout import hold_out
 from fda_jax.data.official import load_official
 from fda_jax.data.specs import SPECS
 from fda_jax.data.splits import ArraySplit, Dataset, Split
@@ -22,6 +23,7 @@ def load(
     name: str,
     *,
     dir: str | os.PathLike[str],
+    holdout: int = 0,
     limit: int = 0,
     image_size: int = 224,
     num_threads: int = 8,
@@ -33,7 +35,10 @@ def load(
             tensorflow-datasets prepared in `dir`; or "folder:PATH" for class folders of images,
             where a relative PATH starts at `dir`.
         dir: the data directory; "~" is the home folder.
-        limit: how many training examples to keep, evenly spaced, for a quick look; 0 keeps all.
+        holdout: how many training examples to report accuracies on in place of the test's, see
+            `hold_out`; 0 for the test's.
+        limit: how many training examples to keep, evenly spaced, for a quick look, of those that
+            are not held out; 0 keeps all.
         image_size: side of streamed images, pixels; small data sets keep their own size.
         num_threads: threads that decode images; 0 decodes in the consumer's own thread.
 
@@ -49,6 +54,8 @@ def load(
     if not 0 <= num_threads <= MOST_THREADS:
         raise DataError(f"data.num_threads is {num_threads}, but must lie in 0..{MOST_THREADS}.")
     dataset = _load_whole(name, Path(dir).expanduser(), image_size, num_threads)
+    if holdout != 0:
+        dataset = hold_out(dataset, holdout)
     return dataset if limit == 0 else replace(dataset, train=_limited(dataset.train, limit))
 
 

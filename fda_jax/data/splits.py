@@ -151,6 +151,9 @@ class StreamSplit:
 
 Split = ArraySplit | StreamSplit
 
+# What accuracies are reported on.
+EVAL_SPLITS = ("test", "holdout")
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -165,10 +168,12 @@ class Dataset:
         classes: class names by label; () where they have none.
         train: the training split.
         test: the split that accuracies are reported on.
+        eval_split: what `test` is, one of `EVAL_SPLITS`: the data's test examples, or training
+            examples that were held out, see `hold_out`.
 
     Raises:
-        DataError: images of another shape, a label that names no class, or a mean, std or classes
-            that do not fit.
+        DataError: images of another shape, a label that names no class, or a mean, std, classes or
+            eval_split that do not fit.
     """
 
     name: str
@@ -179,6 +184,7 @@ class Dataset:
     classes: tuple[str, ...]
     train: Split
     test: Split
+    eval_split: str = "test"
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together."""
@@ -190,12 +196,17 @@ class Dataset:
                     f"{self.name}: {key} is {tuple(values)}, but must be {channels} numbers, one a "
                     f"channel, each in {low}, 1]: of pixels divided by 255."
                 )
+        if self.eval_split not in EVAL_SPLITS:
+            raise DataError(
+                f"{self.name}: eval_split is {self.eval_split!r}, but must be "
+                f"{' or '.join(map(repr, EVAL_SPLITS))}."
+            )
         if len(self.classes) not in (0, self.num_classes):
             raise DataError(
                 f"{self.name}: {len(self.classes)} names of classes for {self.num_classes} "
                 "classes; give one for each, or ()."
             )
-        for part, split in (("train", self.train), ("test", self.test)):
+        for part, split in (("train", self.train), (self.eval_split, self.test)):
             if isinstance(split, ArraySplit) and split.images.shape[1:] != shape:
                 raise DataError(
                     f"{self.name} {part}: images are {split.images.shape[1:]}, but "
@@ -210,7 +221,7 @@ class Dataset:
         return {
             "classes": list(self.classes),
             "training_examples": len(self.train),
-            "test_examples": len(self.test),
+            f"{self.eval_split}_examples": len(self.test),
         }
 
 

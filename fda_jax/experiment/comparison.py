@@ -9,6 +9,7 @@ from typing import Any
 
 from fda_jax.data import SPECS
 from fda_jax.experiment import tables
+from fda_jax.experiment.budget import WHOLE
 from fda_jax.experiment.folder import WorkdirError, differences
 from fda_jax.experiment.pairs import Difference, paired_difference
 from fda_jax.experiment.tables import Run, read_runs
@@ -63,7 +64,9 @@ class Field:
     Attributes:
       dataset: its name.
       network: its name.
-      mark: of the budget, see `tables.Run`; "" for whole runs.
+      mark: see `tables.Run`; "" for whole runs that are judged by the test set.
+      is_part: whether its budget leaves out a part of the recipe.
+      eval_split: what its accuracies are of, see `tables.Run`.
       num_classes: of the dataset; None where its name does not tell.
       entries: the most accurate first.
     """
@@ -71,6 +74,8 @@ class Field:
     dataset: str
     network: str
     mark: str
+    is_part: bool
+    eval_split: str
     num_classes: int | None
     entries: Sequence[Entry]
 
@@ -95,6 +100,7 @@ class Comparison:
       source: of the published values.
       axis: of the figure that the sweep asks for; "" for none.
       points: (line, place on the axis, name of a run) of it.
+      eval_split: what all accuracies are of, see `tables.Run`.
     """
 
     name: str
@@ -107,6 +113,7 @@ class Comparison:
     source: str = ""
     axis: str = ""
     points: Sequence[tuple[str, float, str]] = ()
+    eval_split: str = "test"
 
 
 def is_sweep(folder: Path) -> bool:
@@ -126,7 +133,7 @@ def read(folder: Path, *, mixed_revisions: bool = False) -> Comparison:
 
     Raises:
       WorkdirError: the folder is damaged, holds no run yet, or holds runs that do not belong into
-        one table: of several budgets or revisions, or seeds of different configurations.
+        one table: of several budgets, holdouts or revisions, or seeds of different configurations.
     """
     record = _record(folder)
     found = {name: _runs(folder, name) for name in record["runs"]}
@@ -149,6 +156,7 @@ def read(folder: Path, *, mixed_revisions: bool = False) -> Comparison:
         source=record["source"],
         axis=record["axis"],
         points=[(line, place, name) for line, place, name in record["points"]],
+        eval_split=runs[0].eval_split,
     )
 
 
@@ -195,6 +203,13 @@ def _check(runs: Sequence[Run], *, mixed_revisions: bool) -> None:
         raise WorkdirError(
             f"the sweep holds runs of several budgets, {', '.join(words)}: their accuracies cannot "
             "be compared. Move those of one budget to a folder of their own"
+        )
+    holdouts = {run.holdout: run for run in runs}
+    if len(holdouts) > 1:
+        words = [f"{count:,} ({run.name})" for count, run in sorted(holdouts.items())]
+        raise WorkdirError(
+            f"the sweep holds runs of several data.holdout, {', '.join(words)}: they are judged by "
+            "different images. Move those of one to a folder of their own"
         )
     if not mixed_revisions:
         tables.check_revisions(runs)
@@ -250,6 +265,8 @@ def _field(dataset: str, network: str, entries: Sequence[Entry]) -> Field:
         dataset,
         network,
         "; ".join(marks),
+        any(run.budget < WHOLE for entry in entries for run in entry.runs),
+        entries[0].runs[0].eval_split,
         SPECS[dataset].num_classes if dataset in SPECS else None,
         sorted(
             compared,

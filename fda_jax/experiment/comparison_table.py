@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fda_jax.experiment.comparison import STEADY, Comparison, Entry, Field, mean
 from fda_jax.experiment.logs import duration
 from fda_jax.experiment.pairs import standard_error
-from fda_jax.experiment.tables import FAILED, LEGEND, left_out, number, spread, table
+from fda_jax.experiment.tables import FAILED, LEGENDS, left_out, number, spread, table
 
 _UNKNOWN = "-"
 
@@ -42,7 +42,7 @@ def markdown(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
     """
     marks = sorted({field.mark for field in comparison.fields} - {""})
     parts = [f"# {comparison.question}" + (f" ({'; '.join(marks)})" if marks else "")]
-    if marks:
+    if any(field.is_part for field in comparison.fields):
         parts.append(
             "**A part of the recipe alone: what holds for so few epochs need not hold at its end.**"
         )
@@ -51,7 +51,7 @@ def markdown(comparison: Comparison, *, mixed_revisions: bool = False) -> str:
         parts.append(f"**Missing:** {count}: {', '.join(comparison.missing)}.")
     if comparison.failed:
         parts.append(FAILED)
-    parts.append(f"{LEGEND} {_explanation(comparison)}")
+    parts.append(f"{LEGENDS[comparison.eval_split]} {_explanation(comparison)}")
     if comparison.overrides:
         shared = ", ".join(f"`{key}={value}`" for key, value in comparison.overrides.items())
         parts.append(f"Overrides of all runs: {shared}.")
@@ -84,22 +84,24 @@ def columns(comparison: Comparison, *, mixed_revisions: bool = False) -> list[Co
     entries = [entry for field in comparison.fields for entry in field.entries]
     baselines = {entry.baseline for entry in entries if entry.baseline}
     other = min(baselines) if len(baselines) == 1 else "baseline"
+    split = comparison.eval_split
     revisions = {run.revision for entry in entries for run in entry.runs}
     revision = Column("revision", _revision, is_number=False, is_optional=False)
     return [
         Column("run", lambda entry: entry.name, is_number=False, is_optional=False),
         Column("n", _seeds, is_optional=False),
         Column(
-            "last test accuracy (%)",
+            f"last {split} accuracy (%)",
             lambda entry: _spread(run.last_accuracy for run in entry.runs),
             is_optional=False,
         ),
         Column(
-            "last top-5 test accuracy (%)",
+            f"last top-5 {split} accuracy (%)",
             lambda entry: _spread(run.last_top5_accuracy for run in entry.runs),
         ),
         Column(
-            "best test accuracy (%)", lambda entry: _spread(run.best_accuracy for run in entry.runs)
+            f"best {split} accuracy (%)",
+            lambda entry: _spread(run.best_accuracy for run in entry.runs),
         ),
         Column(f"{comparison.source} (%)", lambda entry: number(entry.paper, 1, ".2f")),
         Column(f"last - {other} (points, 95 % interval)", _difference),
@@ -167,7 +169,7 @@ def _explanation(comparison: Comparison) -> str:
 def _single_seeds(field: Field) -> list[str]:
     """What one seed leaves uncertain, where there is no other."""
     known = [
-        (entry.runs[0].last_accuracy, entry.runs[0].test_examples)
+        (entry.runs[0].last_accuracy, entry.runs[0].eval_examples)
         for entry in field.entries
         if len(entry.runs) == 1
     ]
@@ -181,8 +183,8 @@ def _single_seeds(field: Field) -> list[str]:
     least, most = min(errors)[0], max(errors)[0]
     size = f"{most:.2f}" if f"{least:.2f}" == f"{most:.2f}" else f"{least:.2f} to {most:.2f}"
     return [
-        f"Where n = 1 nothing is known of the spread over seeds; the {errors[0][1]:,} test images "
-        f"alone leave a standard error of {size} points."
+        f"Where n = 1 nothing is known of the spread over seeds; the {errors[0][1]:,} "
+        f"{field.eval_split} images alone leave a standard error of {size} points."
     ]
 
 

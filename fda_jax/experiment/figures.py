@@ -31,7 +31,7 @@ MARKS = 15
 
 
 def draw_curves(groups: Sequence[Group], *paths: Path) -> None:
-    """Draw test accuracy and training loss against the epoch, one row of panels a group.
+    """Draw accuracy and training loss against the epoch, one row of panels a group.
 
     A configuration has a colour, its seeds a line style each. The picture is 1200 pixels wide.
 
@@ -145,7 +145,7 @@ def _write(figure: Figure, target: Path | io.BytesIO, form: str) -> None:
 def _draw_group(row: SubFigure, group: Group) -> None:
     row.suptitle(group.title, fontweight="bold")
     accuracy, loss = row.subplots(1, 2)
-    tidy(accuracy, title="Test accuracy", x="epoch", y="accuracy (%)")
+    tidy(accuracy, title=f"{group.eval_split.capitalize()} accuracy", x="epoch", y="accuracy (%)")
     tidy(loss, title="Training loss", x="epoch", y="mean loss (nats)")
     lines = []
     for number, configuration in enumerate(group.configurations):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fda_jax.data.specs import SPECS
-from fda_jax.experiment import budget, stages
+from fda_jax.experiment import budget, judged, stages
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 
 # A test accuracy below this many times that of guessing shows no learning; with few classes that is
@@ -95,6 +95,11 @@ class Run:
         return budget.epochs_of(self.config["train"])
 
     @property
+    def eval_split(self) -> str:
+        """What the evaluations are of, of `data.EVAL_SPLITS`."""
+        return judged.eval_split(self.config)
+
+    @property
     def from_scratch(self) -> bool:
         """Whether the weights were random at its start: from trained ones little may be left."""
         # Runs that are older than the key have none.
@@ -145,7 +150,8 @@ def _read(path: Path, config: Mapping[str, Any]) -> Run:
     folder = RunFolder(path, is_writer=False)
     rows = folder.metrics()
     trains, tests, looks = (
-        [row for row in rows if row["split"] == split] for split in ("train", "test", "diagnostics")
+        [row for row in rows if row["split"] == split]
+        for split in ("train", judged.eval_split(config), "diagnostics")
     )
     result = folder.result()
     return Run(
@@ -192,7 +198,7 @@ def _no_number(run: Run) -> Finding | None:
     if not ill:
         return None
     first = min(ill, key=lambda row: row["epoch"])
-    side = "test" if first["split"] == "test" else "training"
+    side = "training" if first["split"] == "train" else first["split"]
     return Finding(
         "A loss is no finite number.",
         f"the {side} loss of epoch {first['epoch']} is {first['loss']}"
@@ -226,8 +232,8 @@ def _guesses(run: Run) -> Finding | None:
         return None
     return Finding(
         "The network guesses.",
-        f"best test accuracy {best:.1%}, where guessing among {run.num_classes} classes gives "
-        f"{by_chance:.1%}",
+        f"best {run.eval_split} accuracy {best:.1%}, where guessing among {run.num_classes} "
+        f"classes gives {by_chance:.1%}",
         f"after half of the run it should be above {limit:.1%}, by {GUESSING:g} times guessing or "
         f"{BEYOND_GUESSING:.0%} of the way from there to no error",
         "read the findings below first; then a learning rate ten times smaller and larger "
@@ -276,7 +282,7 @@ def _gap(run: Run) -> Finding | None:
         return None
     return Finding(
         "The network knows its training images, and not the others.",
-        f"accuracy {train:.1%} in training, {test:.1%} in the test",
+        f"accuracy {train:.1%} in training, {test:.1%} in the {run.eval_split}",
         f"gaps above {100 * GAP:.0f} points are overfitting, or statistics that do not fit the "
         "weights",
         "more data or augmentation (--config.augment.crop_px, --config.augment.flip, "
@@ -288,12 +294,13 @@ def _gap(run: Run) -> Finding | None:
 def _drop(run: Run) -> Finding | None:
     if run.result is None:
         return None
-    best, last = run.result["best_test_accuracy"], run.result["last_test_accuracy"]
+    last, best = (run.result[key] for key in judged.result_keys(run.eval_split))
     if best - last <= DROP:
         return None
     return Finding(
         "The network was better before.",
-        f"test accuracy {best:.1%} after epoch {run.result['best_epoch']}, {last:.1%} at the end",
+        f"{run.eval_split} accuracy {best:.1%} after epoch {run.result['best_epoch']}, {last:.1%} "
+        "at the end",
         f"a loss of more than {100 * DROP:.0f} points is no chance of the last epoch",
         "a schedule that ends at 0 (--config.optimizer.schedule=cosine) or fewer epochs; the best "
         "checkpoint is kept, and --mode=eval evaluates it",
@@ -488,8 +495,8 @@ def _noise_at_work(run: Run) -> str:
     if train - test <= GAP:
         return ""
     return (
-        f". That the test accuracy is {test:.1%} after epoch {epoch}, where training has "
-        f"{train:.1%}, need be no illness: the test leaves the noise module out, which the network "
+        f". That the {run.eval_split} accuracy is {test:.1%} after epoch {epoch}, where training "
+        f"has {train:.1%}, need be no illness: it leaves the noise module out, which the network "
         "trains with until its strength has fallen to 0. Judge by the training's accuracy"
     )
 
@@ -529,7 +536,7 @@ def describe(run: Run) -> str:
         last = run.trains[-1]
         text = f"training loss {last['loss']:.4g}, accuracy {last['accuracy']:.1%}"
         if run.tests:
-            text += f"; test accuracy {run.tests[-1]['accuracy']:.1%}"
+            text += f"; {run.eval_split} accuracy {run.tests[-1]['accuracy']:.1%}"
         if "flips" in last:
             text += f"; flips in the last epoch {last['flips']:.2%}"
         lines.append(text)

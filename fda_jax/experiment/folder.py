@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fda_jax.experiment import lock
+from fda_jax.experiment import judged, lock
 
 # Where the data lie, how fast they are read and who looks on change no result.
 FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnostics.probes")
@@ -16,9 +16,8 @@ FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnos
 LATER_KEYS = {
     "train": {"budget": 1.0, "teacher": "", "teacher_weight": 1.0, "teacher_temperature": 1.0},
     "augment": {"smallest_area": 0.08},
+    "data": {"holdout": 0},
 }
-# What result.json has at least.
-RESULT_KEYS = ("last_test_accuracy", "best_test_accuracy")
 # Seconds to wait for another process, for one whose parent was killed ends a little later.
 PATIENCE = 20.0
 
@@ -222,7 +221,11 @@ class RunFolder:
           WorkdirError: the file is damaged.
         """
         result = self.read("result.json")
-        missing = [] if result is None else [key for key in RESULT_KEYS if key not in result]
+        missing: list[str] = []
+        if result is not None:
+            # Older results lack their configuration.
+            keys = judged.result_keys(judged.eval_split(result.get("config", {"data": {}})))
+            missing = [key for key in keys if key not in result]
         if missing:
             raise WorkdirError(
                 f"{self.path / 'result.json'} lacks {', '.join(missing)}: remove it and start the "

@@ -9,7 +9,8 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from fda_jax.experiment import stages
+from fda_jax import data
+from fda_jax.experiment import judged, stages
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.experiment.setup import ConfigError, Experiment
 from fda_jax.models.summary import METHODS_OWN, parameter_group
@@ -98,11 +99,25 @@ class Predecessor(FinishedRun):
         """Refuse a predecessor that the run cannot start from, before anything is compiled.
 
         Raises:
-          ConfigError: no finished run lies there, or one of another network.
+          ConfigError: no finished run lies there, or one of another network, or one that was
+            trained on what this run holds out.
           CheckpointError: its checkpoint is damaged.
         """
         with self.opened() as (store, step):
+            self._check_holdout(experiment.dataset)
             match(_variables(store.shapes(step)), _shapes(experiment), str(self.path))
+
+    def _check_holdout(self, dataset: data.Dataset) -> None:
+        config = RunFolder(self.path, is_writer=False).config()
+        if dataset.eval_split != judged.HOLDOUT or config is None:
+            return
+        ours, theirs = len(dataset.test), judged.holdout(config)
+        if dataset.name == config["data"]["name"] and ours != theirs:
+            raise ConfigError(
+                f"data.holdout is {ours}, but the run in {self.path}, where this one starts, held "
+                f"out {theirs or 'none'} of these images and was trained on the others: start from "
+                f"one with --config.data.holdout={ours}, or be judged by the test set"
+            )
 
     def values(self, experiment: Experiment) -> dict[str, Any]:
         """The "params" and "batch_stats" to start from.

@@ -44,6 +44,7 @@ class Terminal:
       is_writer: whether this process prints; with several processes only the first does.
       out: where to.
       name: stands before each line, where several runs share a terminal; "" for nothing.
+      eval_split: what an epoch's second accuracy is of, of `data.EVAL_SPLITS`.
     """
 
     def __init__(
@@ -53,7 +54,9 @@ class Terminal:
         is_writer: bool = True,
         out: TextIO | None = None,
         name: str = "",
+        eval_split: str = "test",
     ) -> None:
+        self._eval_split = eval_split
         self._name = f"[{name}] " if name else ""
         self._out = out or sys.stdout
         self._total = total_steps
@@ -91,7 +94,7 @@ class Terminal:
     ) -> None:
         """Print an epoch's line; a speed of 0 is one that nobody knows yet."""
         speed = f"{images_per_second:,.0f}" if images_per_second else "unknown"
-        tested = f"  test {told(test)}" if test else ""
+        tested = f"  {self._eval_split} {told(test)}" if test else ""
         self.line(
             f"epoch {number:>{len(str(epochs))}}/{epochs}  train {told(train)}{tested}  "
             f"{speed} images/s  {self.left(step)}"

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fda_jax import data
 from fda_jax.experiment import diagnose
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.experiment.inherit import Predecessor
@@ -57,7 +58,7 @@ class Progress:
 
 
 class Evaluator:
-    """Accuracy and loss on the whole test set; compiled once."""
+    """Accuracy and loss on all of what a run is judged by; compiled once."""
 
     def __init__(self, experiment: Experiment) -> None:
         test = experiment.dataset.test
@@ -69,7 +70,7 @@ class Evaluator:
         self._step = devices.parallel(step, in_axes=(None, None, axis, axis, 0))
 
     def __call__(self, state: TrainState) -> Metrics:
-        """The metrics of the test set, every example counted once."""
+        """The metrics of these examples, each counted once."""
         variables = state.inference_variables()
         totals = devices.replicate(self._zero)
         for item in self._feeder.feeds(feed.eval_chunks(self._plan)):
@@ -173,7 +174,7 @@ class Lane:
         new_best = None
         if last or epoch % plan.eval_every_epochs == 0:
             test_means = self._evaluator(state).means()
-            rows.append({**shared, "split": "test", **test_means})
+            rows.append({**shared, "split": self.experiment.dataset.eval_split, **test_means})
             if test_means["accuracy"] > best_row(self.folder.metrics())["accuracy"]:
                 new_best = test_means["accuracy"]
         self.log(*rows)
@@ -241,10 +242,10 @@ class Lane:
     def _greet(self, step: int) -> None:
         experiment, plan = self.experiment, self._plan
         self.terminal.line(
-            f"{experiment.dataset.name}: {plan.num_train:,} training and {plan.num_test:,} test "
-            f"images; {plan.epochs} epochs of {plan.total_steps / plan.epochs:g} steps; "
-            f"{plan.num_devices} {jax.devices()[0].device_kind} device(s); run in "
-            f"{self.folder.path}"
+            f"{experiment.dataset.name}: {plan.num_train:,} training and {plan.num_test:,} "
+            f"{experiment.dataset.eval_split} images; {plan.epochs} epochs of "
+            f"{plan.total_steps / plan.epochs:g} steps; {plan.num_devices} "
+            f"{jax.devices()[0].device_kind} device(s); run in {self.folder.path}"
         )
         if experiment.teacher is not None:
             self.terminal.line(f"learning the answers of {experiment.teacher_run}")
@@ -385,7 +386,12 @@ def train_call(experiment: Experiment) -> Callable[..., Any]:
 
 def make_terminal(experiment: Experiment, name: str = "") -> Terminal:
     """The terminal of this process; silent in all processes but the first."""
-    return Terminal(experiment.plan.total_steps, is_writer=jax.process_index() == 0, name=name)
+    return Terminal(
+        experiment.plan.total_steps,
+        is_writer=jax.process_index() == 0,
+        name=name,
+        eval_split=experiment.dataset.eval_split,
+    )
 
 
 def augment_key(experiment: Experiment) -> jax.Array:
@@ -417,6 +423,6 @@ def _signs(experiment: Experiment, state: TrainState) -> Signs | None:
 
 
 def best_row(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The first test row of the highest accuracy."""
-    tests = [row for row in rows if row["split"] == "test"]
+    """The first row of an evaluation with the highest accuracy."""
+    tests = [row for row in rows if row["split"] in data.EVAL_SPLITS]
     return max(tests, key=lambda row: row["accuracy"], default={"accuracy": -1.0})

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from fda_jax import data
-from fda_jax.experiment import budget, saved, setup, stages, teaching
+from fda_jax.experiment import budget, judged, saved, setup, stages, teaching
 from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.idle import idle
@@ -229,7 +229,9 @@ def build_stages(
 def evaluate(
     config: Mapping[str, Any] | None, workdir: str | Path, *, data_dir: str | None = None
 ) -> dict[str, dict[str, float]]:
-    """Evaluate the last and the best checkpoint of a run with pure 1-bit inference.
+    """Evaluate the last and the best checkpoint of a run on the test set, with 1-bit inference.
+
+    The test set it is of a run that held training examples out, too, which has not seen it yet.
 
     Of a run in stages these are the last stage's. The devices need not be those of the training.
 
@@ -270,6 +272,10 @@ def _announce(terminal: Terminal, config: Mapping[str, Any]) -> None:
     mark = budget.mark(config["train"])
     if mark:
         terminal.line(f"a part of the recipe alone: {mark}")
+    if judged.holdout(config):
+        terminal.line(
+            f"{judged.mark(config)}, to be judged by: the test set is left for --mode=eval"
+        )
 
 
 def _listening(stop: Stop | None) -> AbstractContextManager[Stop]:
@@ -283,8 +289,10 @@ def _folder(workdir: str | Path) -> RunFolder:
 def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment) -> dict[str, Any]:
     rows = folder.metrics()
     last_train = [row for row in rows if row["split"] == "train"][-1]
-    last_test = [row for row in rows if row["split"] == "test"][-1]
+    split = experiment.dataset.eval_split
+    last_test = [row for row in rows if row["split"] == split][-1]
     top5 = last_test.get("top5_accuracy")
+    last_key, best_key = judged.result_keys(split)
     best = best_row(rows)
     surroundings = folder.read("environment.json") or {}
     return {
@@ -293,12 +301,12 @@ def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment
         "dataset": config["data"]["name"],
         "config": dict(config),
         "seed": config["seed"],
-        "last_test_accuracy": last_test["accuracy"],
-        **({"last_test_top5_accuracy": top5} if top5 is not None else {}),
-        "last_test_loss": last_test["loss"],
-        "best_test_accuracy": best["accuracy"],
+        last_key: last_test["accuracy"],
+        **({f"last_{split}_top5_accuracy": top5} if top5 is not None else {}),
+        f"last_{split}_loss": last_test["loss"],
+        best_key: best["accuracy"],
         "best_epoch": best["epoch"],
-        "test_examples": experiment.plan.num_test,
+        f"{split}_examples": experiment.plan.num_test,
         "epochs": last_train["epoch"],
         "steps": last_train["step"],
         "seconds": last_train["seconds"],
@@ -314,9 +322,10 @@ def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment
 
 
 def _summary(result: Mapping[str, Any]) -> str:
-    mark = budget.mark(result["config"]["train"])
+    mark, split = budget.mark(result["config"]["train"]), judged.eval_split(result["config"])
+    last, best = (result[key] for key in judged.result_keys(split))
     return (
-        f"test accuracy {result['last_test_accuracy']:.2%} after epoch {result['epochs']}, "
-        f"best {result['best_test_accuracy']:.2%} at epoch {result['best_epoch']}; "
+        f"{split} accuracy {last:.2%} after epoch {result['epochs']}, "
+        f"best {best:.2%} at epoch {result['best_epoch']}; "
         f"{duration(result['seconds'])} of training" + (f" ({mark})" if mark else "")
     )

@@ -74,7 +74,8 @@ def opened(
     """Open a run's folder, of a run in stages the last stage's, to read what was trained.
 
     `with opened("runs/digits") as run:` gives the run, whose `last()` is a state: its `params` hold
-    the latent weights, `inference_variables()` what the network is evaluated with.
+    the latent weights, `inference_variables()` what the network is evaluated with. The experiment's
+    data are whole: of a run that held examples out they have the test set, too.
 
     Args:
       workdir: the run's folder.
@@ -118,7 +119,7 @@ def _here(
     settings: Mapping[str, Any], data_dir: str | None, dataset: data.Dataset | None
 ) -> dict[str, Any]:
     """A configuration for evaluation on the devices and data that there are: batches that these
-    divide and fill, and the data where they lie."""
+    divide and fill, the data where they lie, and the test set, whatever the run was judged by."""
     count = jax.device_count()
     here: dict[str, Any] = dict(settings)
     for group in ("train", "eval"):
@@ -126,6 +127,7 @@ def _here(
         if dataset is not None:
             size = min(size, len(dataset.train))
         here[group] = {**here[group], "batch_size": max(count, size - size % count)}
+    here["data"] = {**here["data"], "holdout": 0}
     if data_dir is not None:
-        here["data"] = {**here["data"], "dir": data_dir}
+        here["data"]["dir"] = data_dir
     return here

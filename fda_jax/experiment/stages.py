@@ -13,6 +13,7 @@ _RESERVED = {
     "train.budget": "it is the whole run's",
     "train.init_from": "a stage starts from the one before, and the first from the run's",
     "train.teacher": "its folder is the run's to name; train.teacher_weight may differ",
+    "data.holdout": "all stages are judged by the same examples",
     "method.name": "stages are of one method; two methods are two runs, see train.init_from",
 }
 

@@ -57,7 +57,6 @@ class Kind(NamedTuple):
     factor: float = 1.0
 
 
-ACCURACY = Kind("Test accuracy", "accuracy (%)", lambda run: run.accuracy_curve, 100.0)
 LOSS = Kind("Training loss", "mean loss (nats)", lambda run: run.loss_curve)
 FLIPS = Kind(
     "Flips of binary weights",
@@ -65,6 +64,12 @@ FLIPS = Kind(
     lambda run: run.flips_curve,
     100.0,
 )
+
+
+def accuracy_kind(field: Field) -> Kind:
+    """The accuracies of a field's runs."""
+    title = f"{field.eval_split.capitalize()} accuracy"
+    return Kind(title, "accuracy (%)", lambda run: run.accuracy_curve, 100.0)
 
 
 def draw_comparison(comparison: Comparison, *paths: Path) -> None:
@@ -96,7 +101,7 @@ def draw_comparison(comparison: Comparison, *paths: Path) -> None:
 
 
 def draw_points(comparison: Comparison, *paths: Path) -> None:
-    """Draw last test accuracy and training time against what the sweep names as its axis.
+    """Draw last accuracy and training time against what the sweep names as its axis.
 
     Small dots are seeds; a line goes through their means, with a standard deviation to either side.
 
@@ -113,7 +118,9 @@ def draw_points(comparison: Comparison, *paths: Path) -> None:
     for row, field in zip(rows[:, 0], comparison.fields, strict=True):
         row.suptitle(field.title, fontweight="bold")
         accuracy, time = row.subplots(1, 2)
-        tidy(accuracy, title="Last test accuracy", x=comparison.axis, y="accuracy (%)")
+        tidy(
+            accuracy, title=f"Last {field.eval_split} accuracy", x=comparison.axis, y="accuracy (%)"
+        )
         tidy(time, title="Training time", x=comparison.axis, y="milliseconds a step")
         by_name = {entry.name: entry for entry in field.entries}
         known = sorted({place for _, place, name in comparison.points if name in by_name}) or [0.0]
@@ -165,11 +172,14 @@ def _blocks(field: Field) -> list[tuple[float, Callable[[SubFigure], None]]]:
     if len(field.entries) <= FEW:
         names = [entry.name for entry in field.entries]
         curves_height = PANEL_INCHES + legend_inches(names)
-        return [*blocks, (curves_height, lambda row: _draw_shared_curves(row, field, colours))]
-    for kind in (ACCURACY, LOSS):
-        # A single evaluation is no curve.
-        lengths = [len(kind.of(run)) for entry in field.entries for run in entry.runs]
-        if statistics.median(lengths) > 1:
+        kinds = [kind for kind in (accuracy_kind(field), LOSS, FLIPS) if _is_curve(kind, field)]
+        if kinds:
+            blocks.append(
+                (curves_height, lambda row: _draw_shared_curves(row, field, kinds, colours))
+            )
+        return blocks
+    for kind in (accuracy_kind(field), LOSS):
+        if _is_curve(kind, field):
             blocks.append(
                 (
                     _cells_inches(field),
@@ -177,6 +187,12 @@ def _blocks(field: Field) -> list[tuple[float, Callable[[SubFigure], None]]]:
                 )
             )
     return blocks
+
+
+def _is_curve(kind: Kind, field: Field) -> bool:
+    """Whether most runs have more of it than one point."""
+    lengths = [len(kind.of(run)) for entry in field.entries for run in entry.runs]
+    return statistics.median(lengths) > 1
 
 
 def _rows_inches(field: Field) -> float:
@@ -229,11 +245,11 @@ def _prepare_rows(axes: Axes, field: Field, *, with_names: bool) -> None:
 
 
 def _draw_accuracies(axes: Axes, field: Field, colours: Mapping[str, str]) -> None:
-    _name_panel(axes, "Last test accuracy", "accuracy (%)")
+    _name_panel(axes, f"Last {field.eval_split} accuracy", "accuracy (%)")
     percents = [_finals(entry) for entry in field.entries]
     known = [value for values in percents for value in values]
     # A part of the recipe is far from what the whole one came to.
-    papers = [] if field.mark else [e.paper for e in field.entries if e.paper is not None]
+    papers = [] if field.is_part else [e.paper for e in field.entries if e.paper is not None]
     for place, (entry, values) in enumerate(zip(field.entries, percents, strict=True)):
         _draw_row(axes, place, values, _deviation(values), colours[entry.name], ".2f")
         if papers and entry.paper is not None:
@@ -322,14 +338,9 @@ def _draw_row(
     )
 
 
-def _draw_shared_curves(row: SubFigure, field: Field, colours: Mapping[str, str]) -> None:
-    kinds = [
-        kind
-        for kind in (ACCURACY, LOSS, FLIPS)
-        if any(_has(kind, entry) for entry in field.entries)
-    ]
-    if not kinds:
-        return
+def _draw_shared_curves(
+    row: SubFigure, field: Field, kinds: Sequence[Kind], colours: Mapping[str, str]
+) -> None:
     for axes, kind in zip(row.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         tidy(axes, title=kind.title, x="epoch", y=kind.unit)
         for entry in reversed(field.entries):  # the most accurate is drawn last

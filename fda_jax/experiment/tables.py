@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from fda_jax.experiment import budget, environment, stages
+from fda_jax.experiment import budget, environment, judged, stages
 from fda_jax.experiment.folder import (
     FREE_KEYS,
     RunFolder,
@@ -19,27 +19,20 @@ from fda_jax.experiment.folder import (
     read_metrics,
 )
 
-COLUMNS = (
-    "run",
-    "method",
-    "seed",
-    "epochs",
-    "last test accuracy (%)",
-    "best test accuracy (%)",
-    "last train loss",
-    "images/s",
-    "device",
-    "revision",
-)
 # Columns of numbers, set flush right.
 _NUMBERS = {2, 3, 4, 5, 6, 7}
 # Settings that the heading or another column shows already.
-_SHOWN_ELSEWHERE = ("method.name", "model.name", "data.name", "train.budget")
+_SHOWN_ELSEWHERE = ("method.name", "model.name", "data.name", "data.holdout", "train.budget")
 _UNKNOWN = "-"
-LEGEND = (
-    "Last is the test accuracy after the last epoch. Best is the highest of all epochs; it is "
-    "picked on the test set itself and so is optimistic: compare methods by last."
-)
+# What last and best are, by what a run is judged by.
+LEGENDS = {
+    "test": "Last is the test accuracy after the last epoch. Best is the highest of all epochs; it "
+    "is picked on the test set itself and so is optimistic: compare methods by last.",
+    "holdout": "Last is the holdout accuracy after the last epoch: of training images that were "
+    "held out, and of no test image. Best is the highest of all epochs; it is picked on these "
+    "images and so is optimistic. Choose by last, and train the choice again on all training "
+    "images for its test accuracy.",
+}
 # Stands beside the legend where a run failed.
 FAILED = (
     "**Runs failed: means, deviations and intervals are of those that did not fail, wherever there "
@@ -59,25 +52,28 @@ class Run:
       seed: of everything random.
       settings: the configuration as text, flat; without the seed and what changes no result.
       budget: share of the recipe's epochs that the run is meant to train, in (0, 1].
-      mark: how its outputs are marked, see `budget.mark`; "" where the budget is 1.
+      eval_split: what its accuracies are of, of `data.EVAL_SPLITS`.
+      holdout: number of training examples that were held out for it.
+      mark: how its outputs are marked, see `budget.mark` and `judged.mark`; "" for a whole run
+        that is judged by the test set.
       planned_epochs: what the budget leaves of the configuration's.
       epochs: finished so far.
       is_finished: whether there is a result.
       failure: why its last attempt ended before that, in words; "" unless it met a number that is
         not finite.
-      last_accuracy: on the test set after the last evaluated epoch, in [0, 1].
+      last_accuracy: after the last evaluated epoch, in [0, 1].
       last_top5_accuracy: likewise, of the five likeliest classes; None where nobody counted.
-      best_accuracy: the highest on the test set, in [0, 1].
+      best_accuracy: the highest, in [0, 1].
       best_epoch: the first with that accuracy.
       train_loss: mean over the last epoch.
       images_per_second: of training.
       seconds: of training without compilation; known of a finished run.
       seconds_per_step: of training; known of a finished run.
-      test_examples: that the accuracies are of; known of a finished run.
+      eval_examples: number that the accuracies are of; known of a finished run.
       device: kind, how many if more than one, and how many runs shared it as one program, if so.
       revision: of the code; several, joined by " then ", where a run went on at another.
       command: that started it, without the places of a machine.
-      accuracy_curve: (epoch, test accuracy in [0, 1]) pairs.
+      accuracy_curve: (epoch, accuracy in [0, 1]) pairs.
       loss_curve: (epoch, mean training loss) pairs.
       flips_curve: (epoch, share of binary weights that changed their sign) pairs, where counted.
     """
@@ -89,6 +85,8 @@ class Run:
     seed: int
     settings: Mapping[str, str]
     budget: float
+    eval_split: str
+    holdout: int
     mark: str
     planned_epochs: int
     epochs: int
@@ -101,7 +99,7 @@ class Run:
     train_loss: float | None
     images_per_second: float | None
     seconds: float | None
-    test_examples: int | None
+    eval_examples: int | None
     seconds_per_step: float | None
     device: str | None
     revision: str | None
@@ -126,12 +124,12 @@ class Configuration:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one network, dataset and budget: the only ones whose accuracies can be compared.
+    """Runs of one network, dataset, budget and holdout: only their accuracies can be compared.
 
     Attributes:
       dataset: its name.
       network: its name.
-      mark: of the budget, see `Run`.
+      mark: see `Run`.
       configurations: in the order of their runs' names.
     """
 
@@ -144,6 +142,33 @@ class Group:
     def title(self) -> str:
         """What stands above its table and its picture."""
         return title(self.network, self.dataset, self.mark)
+
+    @property
+    def eval_split(self) -> str:
+        """What the accuracies are of, see `Run`."""
+        return self.configurations[0].runs[0].eval_split
+
+
+def columns(eval_split: str) -> tuple[str, ...]:
+    """The columns of a table of runs that are judged so."""
+    return (
+        "run",
+        "method",
+        "seed",
+        "epochs",
+        f"last {eval_split} accuracy (%)",
+        f"best {eval_split} accuracy (%)",
+        "last train loss",
+        "images/s",
+        "device",
+        "revision",
+    )
+
+
+def legends(eval_splits: Iterable[str]) -> str:
+    """What last and best are of runs that are judged in these ways."""
+    found = set(eval_splits)
+    return " ".join(legend for split, legend in LEGENDS.items() if split in found)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -164,13 +189,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Sort runs into one group for each dataset, network and budget, and into configurations in it.
+    """Sort runs into one group for each dataset, network, budget and holdout, and by configuration.
 
     Args:
       runs: any.
 
     Returns:
-      The groups by name of dataset, network and budget; every run is in exactly one of them.
+      The groups by name of dataset, network and mark; every run is in exactly one of them.
     """
     parts: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
@@ -215,7 +240,8 @@ def markdown(groups: Iterable[Group]) -> str:
     groups = list(groups)
     runs = [run for group in groups for part in group.configurations for run in part.runs]
     failed = [FAILED] if any(run.failure for run in runs) else []
-    return "\n\n".join(["# Runs", LEGEND, *failed, summary(groups, "##")]) + "\n"
+    legend = legends(group.eval_split for group in groups)
+    return "\n\n".join(["# Runs", legend, *failed, summary(groups, "##")]) + "\n"
 
 
 def summary(groups: Iterable[Group], level: str = "###") -> str:
@@ -224,7 +250,11 @@ def summary(groups: Iterable[Group], level: str = "###") -> str:
     for group in groups:
         parts += [
             f"{level} {group.title}",
-            table(COLUMNS, [row for part in group.configurations for row in _rows(part)], _NUMBERS),
+            table(
+                columns(group.eval_split),
+                [row for part in group.configurations for row in _rows(part)],
+                _NUMBERS,
+            ),
             "Made by:",
             _commands(group),
         ]
@@ -278,7 +308,8 @@ def _read_run(path: Path, name: str) -> Run:
         # Runs that are older than diagnostics made none.
         config = {"diagnostics": {}, **completed(config)}
         rows, epochs_before = _metrics(path, config)
-        reached = _reached(rows, _read(path, "result.json"), epochs_before)
+        result = _read(path, "result.json")
+        reached = _reached(rows, result, epochs_before, judged.eval_split(config))
         return Run(
             name=name,
             failure=_failure(path, config),
@@ -313,7 +344,9 @@ def _wanted(config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": config["seed"],
         "settings": dict(_settings(config)),
         "budget": train["budget"],
-        "mark": budget.mark(train),
+        "eval_split": judged.eval_split(config),
+        "holdout": judged.holdout(config),
+        "mark": "; ".join(filter(None, (budget.mark(train), judged.mark(config)))),
         "planned_epochs": budget.epochs_of(train),
     }
 
@@ -341,28 +374,32 @@ def _metrics(path: Path, config: Mapping[str, Any]) -> tuple[list[dict[str, Any]
 
 
 def _reached(
-    rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None, epochs_before: int
+    rows: Sequence[Mapping[str, Any]],
+    result: Mapping[str, Any] | None,
+    epochs_before: int,
+    split: str,
 ) -> dict[str, Any]:
     """The fields of a Run that its metrics and its result give."""
+    last_key, best_key = judged.result_keys(split)
     trains = [row for row in rows if row["split"] == "train"]
     last = trains[-1] if trains else {"epoch": 0, "loss": None, "images_per_second": None}
-    accuracies = [(row["epoch"], row["accuracy"]) for row in rows if row["split"] == "test"]
+    accuracies = [(row["epoch"], row["accuracy"]) for row in rows if row["split"] == split]
     # The result was written at the end, once; the metrics may have lost their last line since.
     outcome = result
     if outcome is None:
-        outcome = _outcome(last, [pair for pair in accuracies if pair[0] > epochs_before])
+        outcome = _outcome(last, [pair for pair in accuracies if pair[0] > epochs_before], split)
     return {
         "epochs": outcome["epochs"],
         "is_finished": result is not None,
-        "last_accuracy": outcome["last_test_accuracy"],
-        "last_top5_accuracy": outcome.get("last_test_top5_accuracy"),
-        "best_accuracy": outcome["best_test_accuracy"],
+        "last_accuracy": outcome[last_key],
+        "last_top5_accuracy": outcome.get(f"last_{split}_top5_accuracy"),
+        "best_accuracy": outcome[best_key],
         "best_epoch": outcome["best_epoch"],
         "train_loss": last["loss"],
         "images_per_second": outcome["images_per_second"],
         # A run of a single call has no time without compilation, and says 0.
         "seconds": result and (result["seconds"] or None),
-        "test_examples": result and result.get("test_examples"),
+        "eval_examples": result and result.get(f"{split}_examples"),
         "seconds_per_step": result and _seconds_per_step(result),
         "accuracy_curve": accuracies,
         "loss_curve": [(row["epoch"], row["loss"]) for row in trains],
@@ -385,13 +422,14 @@ def _made_with(surroundings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _outcome(
-    last_train: Mapping[str, Any], accuracies: Sequence[tuple[int, float]]
+    last_train: Mapping[str, Any], accuracies: Sequence[tuple[int, float]], split: str
 ) -> dict[str, Any]:
     """What result.json will say, as far as it is known before the end."""
     best_epoch, best = max(accuracies, key=lambda pair: pair[1], default=(None, None))
+    last_key, best_key = judged.result_keys(split)
     return {
-        "last_test_accuracy": accuracies[-1][1] if accuracies else None,
-        "best_test_accuracy": best,
+        last_key: accuracies[-1][1] if accuracies else None,
+        best_key: best,
         "best_epoch": best_epoch,
         "epochs": last_train["epoch"],
         "images_per_second": last_train["images_per_second"],

@@ -25,6 +25,7 @@ from tests.conftest import small_config
 
 ACCURACIES = (0.25, 0.75, 0.5)  # of three epochs: the best is not the last
 LOSSES = (2.0, 1.5, 1.25)
+COLUMNS = tables.columns("test")
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -49,6 +50,7 @@ def make_run(
     together=None,
     timed_steps=None,
     top5=None,
+    holdout=0,
     **knobs,
 ):
     """A run folder, written by hand as training writes it."""
@@ -57,7 +59,12 @@ def make_run(
         "seed": seed,
         "model": {"name": network, "dtype": "float32"},
         "method": {"name": method, "window": 1.0, **knobs},
-        "data": {"name": "cifar10", "dir": f"somewhere/{path.name}", "num_threads": 8},
+        "data": {
+            "name": "cifar10",
+            "dir": f"somewhere/{path.name}",
+            "num_threads": 8,
+            **({"holdout": holdout} if holdout else {}),
+        },
         "train": {"epochs": epochs, "budget": budget, "batch_size": 128},
     }
     environment = {
@@ -71,6 +78,7 @@ def make_run(
         **({} if together is None else {"together": together}),
     }
     rows = []
+    split = "holdout" if holdout else "test"
     for epoch, (accuracy, loss) in enumerate(zip(accuracies, LOSSES, strict=False), start=1):
         shared = {"step": 10 * epoch, "epoch": epoch}
         rate = {"seconds": 1.0 * epoch, "images_per_second": 1234.0}
@@ -78,7 +86,7 @@ def make_run(
         rows.append(
             {**shared, "split": "train", "loss": loss, "accuracy": 0.125, **counted, **rate}
         )
-        rows.append({**shared, "split": "test", "loss": 9.0, "accuracy": accuracy})
+        rows.append({**shared, "split": split, "loss": 9.0, "accuracy": accuracy})
     (path / "config.json").write_text(json.dumps(config))
     (path / "environment.json").write_text(json.dumps(environment))
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -87,11 +95,12 @@ def make_run(
         (path / "failure.json").write_text(json.dumps(failure))
     if finished:
         result = {
-            "last_test_accuracy": accuracies[-1],
-            "best_test_accuracy": max(accuracies),
-            **({} if top5 is None else {"last_test_top5_accuracy": top5}),
+            "config": config,
+            f"last_{split}_accuracy": accuracies[-1],
+            f"best_{split}_accuracy": max(accuracies),
+            **({} if top5 is None else {f"last_{split}_top5_accuracy": top5}),
             "best_epoch": accuracies.index(max(accuracies)) + 1,
-            "test_examples": test_examples,
+            f"{split}_examples": holdout or test_examples,
             "epochs": len(accuracies),
             "images_per_second": 1234.0,
             "seconds": seconds,
@@ -102,7 +111,7 @@ def make_run(
     return path
 
 
-def sections(text, columns=tables.COLUMNS):
+def sections(text, columns=COLUMNS):
     """Heading -> the rows of its table as lists of cells, without the table's own heading."""
     found = {}
     for part in text.split("\n## ")[1:]:
@@ -124,7 +133,7 @@ def render(*folders):
 def only_row(*folders):
     (rows,) = sections(render(*folders)).values()
     (row,) = rows
-    return dict(zip(tables.COLUMNS, row, strict=True))
+    return dict(zip(COLUMNS, row, strict=True))
 
 
 def size_px(path):
@@ -629,9 +638,40 @@ def test_a_budget_is_marked_in_every_title(tmp_path):
     assert list(sections(render(folder))) == [f"resnet20 on cifar10, {mark}"]
 
 
+def test_a_sweep_judged_by_held_out_images_says_so_wherever_it_gives_an_accuracy(tmp_path):
+    run = {"holdout": 5000, "accuracies": (0.5, 0.6), "top5": 0.9}
+    folder = make_sweep(tmp_path / "w", {"a": [run], "b": [{**run, "accuracies": (0.4, 0.5)}]})
+    mark = "5,000 training images held out"
+    text = markdown(folder)
+    assert text.startswith(f"# Which? ({mark})\n")
+    assert f"## resnet20 on cifar10, {mark}\n" in text
+    for title in ("last holdout", "last top-5 holdout", "best holdout"):
+        assert f"| {title} accuracy (%)" in text
+    assert "of no test image" in text
+    assert "the 5,000 holdout images alone leave" in text
+    assert "test set" not in text
+    assert "A part of the recipe" not in text
+    assert report.main([str(folder)]) == 0
+    drawn = (folder / "little.svg").read_text()
+    for title in ("Last holdout accuracy", "Holdout accuracy", f"resnet20 on cifar10, {mark}"):
+        assert f"<!-- {title} -->" in drawn
+    assert "est accuracy -->" not in drawn
+    # A page of several folders explains what is on it.
+    make_run(tmp_path / "x" / "c")
+    assert report.main(["--index", str(tmp_path)]) == 0
+    page = (tmp_path / "README.md").read_text()
+    assert "picked on the test set itself" in page
+    assert "of no test image" in page
+
+
 def of_another_budget(folder):
     make_run(folder / "b" / "seed0", epochs=6, budget=0.5)
     return "several budgets, 0.5 (b/seed0), 1 (a/seed0)"
+
+
+def of_other_images(folder):
+    make_run(folder / "b" / "seed0", holdout=5000)
+    return "several data.holdout, 0 (a/seed0), 5,000 (b/seed0)"
 
 
 def of_another_revision(folder):
@@ -664,6 +704,7 @@ def of_another_network(folder):
     "add",
     [
         of_another_budget,
+        of_other_images,
         of_another_revision,
         of_changed_code,
         of_other_changes,
