@@ -9,8 +9,15 @@ from typing import Any
 
 from fda_jax.experiment import judged, lock
 
-# Where the data lie, how fast they are read and who looks on change no result.
-FREE_KEYS = ("data.dir", "data.num_threads", "diagnostics.every_steps", "diagnostics.probes")
+# Where the data lie, how fast they are read, how often the run is saved and who looks on change no
+# result.
+FREE_KEYS = (
+    "data.dir",
+    "data.num_threads",
+    "checkpoint.every_epochs",
+    "diagnostics.every_steps",
+    "diagnostics.probes",
+)
 
 # Keys that came later, by group, at the values that say what was done without them.
 LATER_KEYS = {
