@@ -154,8 +154,8 @@ def _explanation(comparison: Comparison) -> str:
         words.append(
             "A difference is the mean over seeds that both have, seed by seed, with Student's 95 % "
             f"interval of that mean. It is of the seeds: what other {comparison.eval_split} images "
-            "would change is not in it. Each interval stands for itself, and among many one in twenty "
-            "misses. Time a step is that of training without compilation, divided by the "
+            "would change is not in it. Each interval stands for itself, and among many one in "
+            "twenty misses. Time a step is that of training without compilation, divided by the "
             "baseline's where device and revision are the same and the seeds of either differ by "
             f"{STEADY - 1:.0%} at most, as they do where nothing else uses the machine."
         )
