@@ -59,8 +59,9 @@ def get_config(arg: str = "") -> ConfigDict:
             "steps_per_call": 0,  # steps a compiled call; 0 means 1 on a CPU and 50 elsewhere
             "label_smoothing": 0.0,  # share of a label spread over all classes; the paper has none
             "ema_decay": 0.0,  # of averaged parameters for evaluation; 0 for none
-            # Folder of a finished run whose last parameters are this one's first; "" for random
-            # ones. A relative path counts from the folder that holds this run's.
+            # Folder of a finished run whose last parameters are this one's first, or a file of
+            # parameters, NAME.npz; "" for random ones. A relative path counts from the folder that
+            # holds this run's.
             "init_from": "",
             # Folder of a finished run whose answers are learned beside the labels (knowledge
             # distillation); "" for none. A relative path counts as that of init_from.

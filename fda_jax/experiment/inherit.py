@@ -3,10 +3,12 @@
 import contextlib
 import os
 import re
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fda_jax import data
@@ -26,6 +28,12 @@ _REMEDY = (
     "both runs need the same network on images of one shape, and methods that differ in their "
     "quantizers only: change --config.train.init_from, or what differs"
 )
+_FILE_REMEDY = (
+    "a file of --config.train.init_from holds arrays of the network's shapes and dtypes under its "
+    "variables' paths, which fda_jax.models.build(...).init gives, and no others"
+)
+# That a line on the terminal has room for.
+MOST_NAMES = 5
 
 
 class FinishedRun:
@@ -82,30 +90,52 @@ class FinishedRun:
 
 
 class Predecessor(FinishedRun):
-    """The finished run that another one starts from, as train.init_from says.
+    """What a run starts from, as train.init_from says: a finished run, or a file of weights.
 
-    The parameters and batch statistics of its last checkpoint are the other's first; see `match`
-    for what has to agree. Its optimizer, moving averages and step are left behind.
+    The parameters and batch statistics of that run's last checkpoint, or of the file, are this
+    run's first; see `match` for what has to agree. Optimizer, moving averages and step are left
+    behind. A file, NAME.npz, holds them by their paths, e.g. params/stem/kernel; what it leaves out
+    starts as in a new network, and is told.
 
     Args:
-      init_from: the folder; a relative path counts from the one that holds `workdir`.
+      init_from: the folder or file; a relative path counts from the folder that holds `workdir`.
       workdir: folder of the run that starts.
     """
 
     def __init__(self, init_from: str, workdir: Path) -> None:
         super().__init__("train.init_from", init_from, workdir)
+        self._is_file = self.path.suffix == ".npz"
 
     def check(self, experiment: Experiment) -> None:
         """Refuse a predecessor that the run cannot start from, before anything is compiled.
 
         Raises:
           ConfigError: no finished run lies there, or one of another network, or one that was
-            trained on what this run holds out.
+            trained on what this run holds out; or a file that cannot be read, or of another
+            network.
           CheckpointError: its checkpoint is damaged.
         """
+        if self._is_file:
+            self.values(experiment)
+            return
         with self.opened() as (store, step):
             self._check_holdout(experiment.dataset)
             match(_variables(store.shapes(step)), _shapes(experiment), str(self.path))
+
+    def told(self, experiment: Experiment) -> str:
+        """What the run starts from, in words."""
+        words = f"starting from the parameters of {self.path}"
+        if not self._is_file:
+            return words
+        given = flatten_dict(self.values(experiment))
+        missing = [
+            path
+            for path in sorted(_shapes(experiment).keys() - given.keys())
+            if not _is_methods_own(path)
+        ]
+        listed = ", ".join("/".join(path) for path in missing[:MOST_NAMES])
+        more = f" and {len(missing) - MOST_NAMES} more" if missing[MOST_NAMES:] else ""
+        return words + (f"; new, for it has none: {listed}{more}" if missing else "")
 
     def _check_holdout(self, dataset: data.Dataset) -> None:
         config = RunFolder(self.path, is_writer=False).config()
@@ -125,11 +155,34 @@ class Predecessor(FinishedRun):
         Raises:
           ConfigError, CheckpointError: as `check`.
         """
-        with self.opened() as (store, step):
-            arrays = _variables(store.read(step))
+        if self._is_file:
+            arrays = self._read_file()
+        else:
+            with self.opened() as (store, step):
+                arrays = _variables(store.read(step))
         theirs = {path: shape_text(array) for path, array in arrays.items()}
-        origins = match(theirs, _shapes(experiment), str(self.path))
+        source, ours = str(self.path), _shapes(experiment)
+        origins = match(theirs, ours, source, is_file=self._is_file)
         return unflatten_dict({path: arrays[origin] for path, origin in origins.items()})
+
+    def _read_file(self) -> dict[VariablePath, Any]:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                arrays = {tuple(name.split("/")): file[name] for name in file.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ConfigError(
+                f"train.init_from is {self._given!r}, but {self.path} cannot be read "
+                f"({type(error).__name__}: {error}): set --config.train.init_from to a file that "
+                f"np.savez wrote, or to the folder of a finished run (a relative path counts from "
+                f"{self._beside})"
+            ) from error
+        for path, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ConfigError(
+                    f"{'/'.join(path)} in {self.path} holds numbers that are not finite: start "
+                    "from other weights"
+                )
+        return arrays
 
 
 def check_stages(names: Sequence[str], experiments: Sequence[Experiment]) -> None:
@@ -148,19 +201,24 @@ def check_stages(names: Sequence[str], experiments: Sequence[Experiment]) -> Non
 
 
 def match(
-    theirs: Mapping[VariablePath, str], ours: Mapping[VariablePath, str], source: str
+    theirs: Mapping[VariablePath, str],
+    ours: Mapping[VariablePath, str],
+    source: str,
+    *,
+    is_file: bool = False,
 ) -> dict[VariablePath, VariablePath]:
     """Which variable of a predecessor each of a network's starts from.
 
     Every variable must be in both, with one dtype and shape, except those of the method's own
     modules (quantizers with their scales, noise): what only the predecessor has is dropped, and
     what only this network has starts as in a new one. Weights that are real in one of the two and
-    latent in the other are the same weights.
+    latent in the other are the same weights. A file may lack what it likes, and has nothing else.
 
     Args:
       theirs: dtype and shape of the predecessor's variables, as text.
       ours: likewise of the network that starts.
       source: the predecessor, for the message.
+      is_file: whether it is a file of weights.
 
     Returns:
       The predecessor's path for each of our paths that starts from one.
@@ -174,18 +232,20 @@ def match(
         origin = path if path in theirs else twin
         if origin in theirs and theirs[origin] == wanted:
             origins[path] = origin
-        elif origin in theirs or not _is_methods_own(path):
-            raise _mismatch(path, theirs.get(origin, "missing"), wanted, source)
+        elif origin in theirs or not (is_file or _is_methods_own(path)):
+            raise _mismatch(path, theirs.get(origin, "missing"), wanted, source, is_file)
     for path in sorted(theirs.keys() - origins.values()):
-        if not _is_methods_own(path):
-            raise _mismatch(path, theirs[path], "missing", source)
+        if is_file or not _is_methods_own(path):
+            raise _mismatch(path, theirs[path], "missing", source, is_file)
     return origins
 
 
-def _mismatch(path: VariablePath, theirs: str, ours: str, source: str) -> ConfigError:
+def _mismatch(
+    path: VariablePath, theirs: str, ours: str, source: str, is_file: bool
+) -> ConfigError:
     return ConfigError(
         f"the run cannot start from {source}: {'/'.join(path)} is {theirs} there and {ours} here: "
-        f"{_REMEDY}"
+        f"{_FILE_REMEDY if is_file else _REMEDY}"
     )
 
 

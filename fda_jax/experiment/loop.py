@@ -252,7 +252,7 @@ class Lane:
         if step:
             self.terminal.line(f"going on from step {step} of {plan.total_steps}")
         elif self._predecessor is not None:
-            self.terminal.line(f"starting from the parameters of {self._predecessor.path}")
+            self.terminal.line(self._predecessor.told(experiment))
 
 
 class Trainer:
