@@ -15,7 +15,7 @@ import optax
 from fda_jax import data, models
 from fda_jax.experiment import budget
 from fda_jax.experiment.folder import leaves
-from fda_jax.layers import Method, lookup, make_method
+from fda_jax.layers import Method, make_method
 from fda_jax.training import devices
 from fda_jax.training.flips import Signs, make_signs
 from fda_jax.training.optimizer import make_optimizer, make_schedule
@@ -292,15 +292,18 @@ def _check_start(method: Method, init_from: str) -> None:
 
 def _make_model(*, dataset: data.Dataset, method: Method, name: str, dtype: str) -> nn.Module:
     choose("model.dtype", dtype, tuple(DTYPES))
-    lookup(models.MODELS, name, "network")
     models.check_image_shape(name, dataset.image_shape_hwc)
-    return models.build(
+    model = models.build(
         name,
         num_classes=dataset.num_classes,
         method=method,
         dtype=DTYPES[dtype],
         axis_name=devices.AXIS,
     )
+    models.check_network(
+        name, model, dataset.image_shape_hwc, num_classes=dataset.num_classes, method=method
+    )
+    return model
 
 
 def _make_optimizer(

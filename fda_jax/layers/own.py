@@ -15,7 +15,7 @@ _NAME = re.compile(rf"({_WORD}(?:\.{_WORD})*):({_WORD})")
 _SETTINGS = (bool, int, float, str)
 
 
-def own_function(name: str, returns: type) -> Callable[..., Any]:
+def own_function(name: str, returns: type, *, takes_settings: bool = True) -> Callable[..., Any]:
     """The function that "module:function" names, its module imported.
 
     A name is never a path, and of a module no function is called but one that declares what it
@@ -24,6 +24,7 @@ def own_function(name: str, returns: type) -> Callable[..., Any]:
     Args:
       name: of a module as Python imports it, a colon, and a function in it.
       returns: the class whose instance the function declares, and has, to return.
+      takes_settings: whether it may have arguments, each with a default that can be recorded.
 
     Returns:
       The function; its result is checked, and what it raises is a ValueError.
@@ -43,7 +44,7 @@ def own_function(name: str, returns: type) -> Callable[..., Any]:
         nearest = difflib.get_close_matches(words[2], vars(module), n=1)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
         raise ValueError(f"the module {_place(module)} has no function {words[2]!r}{hint}")
-    _check(name, function, returns)
+    _check(name, function, returns, takes_settings)
 
     @functools.wraps(function)
     def checked(**settings: Any) -> Any:
@@ -52,8 +53,9 @@ def own_function(name: str, returns: type) -> Callable[..., Any]:
         except ValueError:
             raise
         except Exception as error:
+            given = f" with {settings}" if takes_settings else ""
             raise ValueError(
-                f"{name!r} of {_place(module)} fails with {settings} ({_words(error)}): "
+                f"{name!r} of {_place(module)} fails{given} ({words_of(error)}): "
                 "call it in Python to see where"
             ) from error
         if not isinstance(made, returns):
@@ -74,12 +76,12 @@ def _import(name: str) -> ModuleType:
                 "named by PYTHONPATH, or among the installed packages"
             ) from error
         raise ValueError(
-            f"the module {name!r} cannot be imported ({_words(error)}): "
+            f"the module {name!r} cannot be imported ({words_of(error)}): "
             f"python -c 'import {name}' shows where"
         ) from error
 
 
-def _check(name: str, function: Any, returns: type) -> None:
+def _check(name: str, function: Any, returns: type, takes_settings: bool) -> None:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # nothing to call, or nothing of Python's
@@ -90,6 +92,11 @@ def _check(name: str, function: Any, returns: type) -> None:
         raise ValueError(
             f"{name!r} does not say that it returns a {returns.__name__}, and is not called: "
             f"declare it, def {name.partition(':')[2]}(...) -> {returns.__name__}"
+        )
+    if signature.parameters and not takes_settings:
+        raise ValueError(
+            f"{name!r} takes arguments ({', '.join(signature.parameters)}), but a configuration "
+            "has nothing to set them by: write a function without any for each choice"
         )
     for setting in signature.parameters.values():
         by_name = setting.kind in (setting.KEYWORD_ONLY, setting.POSITIONAL_OR_KEYWORD)
@@ -104,5 +111,6 @@ def _place(module: ModuleType) -> str:
     return f"{module.__name__!r} ({getattr(module, '__file__', None) or 'built in'})"
 
 
-def _words(error: Exception) -> str:
+def words_of(error: Exception) -> str:
+    """What an error of somebody else's code says, in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

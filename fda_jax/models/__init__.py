@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from fda_jax.layers import Method, lookup, make_method
+from fda_jax.layers.own import own_function
+from fda_jax.models import own
 from fda_jax.models.alexnet import AlexNet
 from fda_jax.models.resnet import ResNet
 from fda_jax.models.summary import ParameterCount, count_parameters
@@ -25,23 +27,34 @@ __all__ = [
     "VisionTransformer",
     "build",
     "check_image_shape",
+    "check_network",
     "count_parameters",
+    "spec",
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """One network of the table.
+    """One network of the table, or of one's own.
 
     Attributes:
-      make: constructor; takes num_classes, method, dtype and axis_name.
+      make: constructor; takes num_classes, method, dtype and axis_name, and makes a module that has
+        the last two as fields.
       min_side: smallest image height and width in pixels that leaves a pixel after all halvings.
       multiple: number of pixels that divides the image's height and width.
+
+    Raises:
+      ValueError: a number of pixels that is none.
     """
 
     make: Callable[..., nn.Module]
     min_side: int
     multiple: int = 1
+
+    def __post_init__(self) -> None:
+        for name, pixels in (("min_side", self.min_side), ("multiple", self.multiple)):
+            if type(pixels) is not int or pixels < 1:
+                raise ValueError(f"{name} is {pixels!r}: use a whole number of pixels, at least 1")
 
 
 _RESNET18 = functools.partial(
@@ -79,6 +92,30 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(
 )
 
 
+def spec(name: str) -> ModelSpec:
+    """The network of this name.
+
+    Args:
+      name: one of `MODELS`, or "module:function" for a function of one's own that takes nothing and
+        declares that it returns a `ModelSpec`.
+
+    Returns:
+      A `ModelSpec`.
+
+    Raises:
+      ValueError: an unknown name (the message names the nearest), or a function that makes no
+        `ModelSpec`.
+
+    Examples:
+      >>> from fda_jax import models
+      >>> models.spec("vit_tiny").multiple
+      4
+    """
+    if ":" in name:
+        return own_function(name, ModelSpec, takes_settings=False)()
+    return lookup(MODELS, name, "network")
+
+
 def build(
     name: str,
     *,
@@ -97,7 +134,7 @@ def build(
     but ABC-Net's and BinaryNet's (its section 3.3).
 
     Args:
-      name: one of `MODELS`.
+      name: one of `MODELS`, or "module:function" for one's own, see `spec`.
       num_classes: number of logits, >= 2.
       method: a name of `layers.METHODS` or a `Method`.
       dtype: of the computation, float32 or bfloat16; parameters stay float32.
@@ -108,8 +145,8 @@ def build(
       A flax.linen module; `init(key, images_bhwc)` makes its variables.
 
     Raises:
-      ValueError: an unknown network, method or knob (the nearest is named), or fewer than two
-        classes.
+      ValueError: an unknown network, method or knob (the nearest is named), fewer than two
+        classes, or a network of one's own that cannot be made.
 
     Examples:
       >>> import jax, jax.numpy as jnp
@@ -120,10 +157,12 @@ def build(
       >>> jax.eval_shape(model.apply, variables, images).shape
       (2, 10)
     """
-    spec = lookup(MODELS, name, "network")
+    make = spec(name).make
     if num_classes < 2:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least 2")
-    return spec.make(
+    if ":" in name:
+        make = own.checked(name, make)
+    return make(
         num_classes=num_classes,
         method=make_method(method, **knobs),
         dtype=dtype,
@@ -135,23 +174,50 @@ def check_image_shape(name: str, image_shape_hwc: tuple[int, ...]) -> None:
     """Refuse images that a network cannot take, before it is built.
 
     Args:
-      name: one of `MODELS`.
+      name: as of `spec`.
       image_shape_hwc: height, width and channels of one image.
 
     Raises:
       ValueError: names the shape, the limit and the remedy.
     """
-    spec = lookup(MODELS, name, "network")
-    side = spec.min_side
+    limits = spec(name)
+    side, multiple = limits.min_side, limits.multiple
     if len(image_shape_hwc) != 3 or min(image_shape_hwc[:2]) < side:
         raise ValueError(
             f"images of shape {image_shape_hwc} do not fit {name}, which takes (height, width, "
             f"channels) with height and width of at least {side} pixels: choose another network "
             "or larger images"
         )
-    if any(size % spec.multiple for size in image_shape_hwc[:2]):
+    if any(size % multiple for size in image_shape_hwc[:2]):
         raise ValueError(
             f"images of shape {image_shape_hwc} do not fit {name}, whose patches of "
-            f"{spec.multiple} by {spec.multiple} pixels do not divide them: choose another network "
-            f"or images whose height and width are multiples of {spec.multiple}"
+            f"{multiple} by {multiple} pixels do not divide them: choose another network "
+            f"or images whose height and width are multiples of {multiple}"
         )
+
+
+def check_network(
+    name: str,
+    model: nn.Module,
+    image_shape_hwc: tuple[int, ...],
+    *,
+    num_classes: int,
+    method: Method,
+) -> None:
+    """Refuse a network of one's own that cannot be trained; nothing is compiled.
+
+    Those of `MODELS` can, and are not looked at.
+
+    Args:
+      name: as of `spec`.
+      model: what `build` made of it.
+      image_shape_hwc: height, width and channels of one image.
+      num_classes: number of logits.
+      method: of the configuration.
+
+    Raises:
+      ValueError: it cannot be called as a training step does, its logits have another shape, or
+        its variables or binary layers are not what a run can carry, average and ship.
+    """
+    if ":" in name:
+        own.check(name, model, image_shape_hwc, num_classes, method)
