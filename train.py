@@ -19,7 +19,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent / "configs"))  # they import one another by bare name
-sys.path.append(os.getcwd())  # where a method of one's own may lie, as for python -m
+sys.path.append(os.getcwd())  # where a method or network of one's own may lie, as for python -m
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, FILE.py[:METHOD].")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.", required=True)

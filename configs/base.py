@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = 0  # of initial weights, order and augmentation
     config.model = ConfigDict(
         {
-            "name": "resnet20",  # of fda_jax.models.MODELS
+            "name": "resnet20",  # of fda_jax.models.MODELS, or module:function for one's own
             "dtype": "float32",  # of the computation, or "bfloat16"; parameters stay float32
         }
     )

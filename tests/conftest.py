@@ -49,17 +49,26 @@ def optimized():
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
     """The rule and the row of docs/add_a_method.md as a file mine.py in the current folder."""
-    blocks = re.findall(
-        r"```pycon\n(.*?)```", (REPOSITORY / "docs" / "add_a_method.md").read_text(), re.DOTALL
-    )
+    yield from _file_of_a_page("mine", "add_a_method.md", (0, 2), tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    """The networks of docs/add_a_network.md as a file nets.py in the current folder."""
+    yield from _file_of_a_page("nets", "add_a_network.md", (0, 1), tmp_path, monkeypatch)
+
+
+def _file_of_a_page(module, page, chosen, folder, monkeypatch):
+    text = (REPOSITORY / "docs" / page).read_text()
+    blocks = re.findall(r"```pycon\n(.*?)```", text, re.DOTALL)
     parse = doctest.DocTestParser().get_examples
-    code = "".join(example.source for i in (0, 2) for example in parse(blocks[i]))
-    sys.modules.pop("mine", None)
-    (tmp_path / "mine.py").write_text(code)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "mine:raised_cosine"
-    sys.modules.pop("mine", None)
+    code = "".join(example.source for i in chosen for example in parse(blocks[i]))
+    sys.modules.pop(module, None)
+    (folder / f"{module}.py").write_text(code)
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    yield {"mine": "mine:raised_cosine", "nets": "nets:dense"}[module]
+    sys.modules.pop(module, None)
 
 
 # A method without noise or a series: programs of it are traced and compiled in half the time.

@@ -35,7 +35,7 @@ def commands():
 
 
 @pytest.mark.parametrize("words", commands())
-@pytest.mark.usefixtures("mine")
+@pytest.mark.usefixtures("mine", "nets")
 def test_the_configuration_of_a_command_can_be(words, monkeypatch):
     from fda_jax import data
     from fda_jax.experiment import setup, stages

@@ -72,7 +72,7 @@ def freeze(
     predict, real, used, binary, methods = _frozen(model, variables, image_shape, mean, std)
     (batch,) = export.symbolic_shape("batch")
     images_shape = (batch, *image_shape)
-    program = _exported(predict, used, images_shape)
+    program = _exported(_for_any_batch(predict), used, images_shape)
     bit_program, called = None, []
     countable = methods and all(makes_signs(method.activation) for method in methods.values())
     if countable and native.kernels() is not None:
@@ -131,6 +131,7 @@ def to_onnx(
     if hasattr(model, "dtype"):
         model = model.clone(dtype=jnp.float32)
     predict, _, used, *_ = _frozen(model, variables, image_shape, mean, std)
+    predict = _for_any_batch(predict)
     texts = {
         name: fact if isinstance(fact, str) else json.dumps(fact)
         for name, fact in (facts or {}).items()
@@ -256,6 +257,32 @@ def _program(
         return cast(jax.Array, model.apply(variables, data.normalize(images, mean, std)))
 
     return predict
+
+
+def _for_any_batch(predict: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same program, which says in words where the number of images has to be known."""
+
+    def named(arrays: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
+        layers: list[str] = []
+
+        def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+            try:
+                return call(*args, **kwargs)
+            except jax.errors.InconclusiveDimensionOperation:
+                layers.append("/".join(context.module.path) or type(context.module).__name__)
+                raise
+
+        try:
+            with nn.intercept_methods(look):
+                return predict(arrays, images)
+        except jax.errors.InconclusiveDimensionOperation as error:
+            raise ValueError(
+                f"the layer {layers[0] if layers else ''} of the network needs to know the number "
+                "of images, and a file answers any number: let it use the sizes of arrays in "
+                "shapes alone, as in x.reshape(x.shape[0], -1)"
+            ) from error
+
+    return named
 
 
 def _on_our_kernels(predict: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

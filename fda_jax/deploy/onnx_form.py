@@ -149,6 +149,7 @@ class _Graph:
         self._helper, self._numpy_helper, self._batch = helper, numpy_helper, batch
         self._constants: dict[Any, str] = {}
         self._count = 0
+        self._stack: list[str] = []  # names of the layers and calls that are being translated
 
     def translate(self, jaxpr: Any, consts: Sequence[Any], given: Sequence[_Value]) -> list[_Value]:
         """Add a program's nodes; what its results are."""
@@ -162,7 +163,9 @@ class _Graph:
         values |= zip(jaxpr.constvars, (_known(np.asarray(c)) for c in consts), strict=True)
         values |= zip(jaxpr.invars, given, strict=True)
         for equation in jaxpr.eqns:
+            self._stack.append(str(equation.source_info.name_stack))
             results = self._results(equation, [read(variable) for variable in equation.invars])
+            self._stack.pop()
             values |= zip(equation.outvars, results, strict=True)
         return [read(variable) for variable in jaxpr.outvars]
 
@@ -218,12 +221,16 @@ class _Graph:
         if isinstance(dim, int):
             return self._numbers([dim])
         if dim != self._batch:
-            raise ValueError(f"the network computes with {dim} elements, and knows but the batch")
+            raise self._refusal(f"makes {dim} elements, where the batch alone may vary")
         shape = self.node("Shape", [INPUT])
         return self.node("Slice", [shape, self._numbers([0]), self._numbers([1])])
 
     def _numbers(self, numbers: Sequence[int]) -> str:
         return self.name_of(_known(np.asarray(numbers, np.int64)))
+
+    def _refusal(self, what: str) -> ValueError:
+        layer = "/".join(filter(None, self._stack)) or "the network"
+        return ValueError(f"{layer} {what}: ship it as .npz")
 
     def _fresh(self) -> str:
         self._count += 1
@@ -259,10 +266,7 @@ class _Graph:
             return [_known(np.asarray(each)) for each in made]
         translation = getattr(self, f"_of_{name}", None)
         if translation is None:
-            raise ValueError(
-                f"the network computes with {name} ({equation.source_info.name_stack}), which has "
-                "no ONNX form here: ship it as .npz"
-            )
+            raise self._refusal(f"computes with {name}, which has no ONNX form here")
         made = translation(equation, *inputs)
         names = [made] if isinstance(made, str) else made
         return [_Value(tuple(shape), each) for each, shape in zip(names, shapes, strict=True)]
@@ -306,13 +310,13 @@ class _Graph:
                 return self.node("Not", [self.node("Equal", names)])
             case "round":
                 if params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
-                    raise ValueError("ONNX rounds halves to even numbers alone")
+                    raise self._refusal("rounds halves, which ONNX does to even numbers alone")
                 return self.node("Round", names)
             case "rsqrt":
                 return self.node("Reciprocal", [self.node("Sqrt", names)])
             case "select_n":
                 if dtype != np.bool_ or len(names) != 3:
-                    raise ValueError(f"ONNX selects one of two by a truth value, not by {dtype}")
+                    raise self._refusal(f"selects by {dtype}, and ONNX by a truth value alone")
                 return self.node("Where", [names[0], names[2], names[1]])
             case "shift_right_logical":
                 return self.node("BitShift", names, direction="RIGHT")
@@ -334,7 +338,7 @@ class _Graph:
         numbers = params["dimension_numbers"]
         low, high = zip(*params["padding"], strict=True)
         if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
-            raise ValueError("ONNX has no convolution of dilated images or of groups of images")
+            raise self._refusal("convolves dilated images or groups of images, which ONNX does not")
         made = self.node(
             "Conv",
             [
@@ -373,7 +377,7 @@ class _Graph:
     def _of_pad(self, equation: Any, value: _Value, filling: _Value) -> str:
         low, high, between = zip(*equation.params["padding_config"], strict=True)
         if any(between):
-            raise ValueError("ONNX has no form for padding between elements")
+            raise self._refusal("pads between elements, which ONNX does not")
         if not any((*low, *high)):
             return self.name_of(value)
         pads = self._numbers([*low, *high])
