@@ -262,6 +262,27 @@ def test_a_layer_whose_bits_do_not_reach_it_is_refused_by_name(key):
             frozen(model, variables, SHAPE)
 
 
+class Counting(nn.Module):
+    """A layer that computes with the number of images."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x / int(x.shape[0])
+
+
+class WithCounting(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(Counting(name="counting")(x).mean((1, 2)))
+
+
+@pytest.mark.parametrize("freeze", [deploy.freeze, deploy.to_onnx])
+def test_a_layer_that_needs_the_number_of_images_is_refused_by_name(key, freeze):
+    variables = WithCounting().init(key, jnp.zeros((1, *SHAPE)))
+    with pytest.raises(ValueError, match=r"^the layer counting .* number of images"):
+        freeze(WithCounting(), variables, SHAPE, mean=(0.5,), std=(0.5,))
+
+
 def test_without_a_compiler_there_is_the_program_in_floating_point_alone(key, monkeypatch):
     monkeypatch.setattr(native, "kernels", lambda: None)
     model = tiny(method=make_method("ste"))

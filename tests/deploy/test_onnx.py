@@ -3,6 +3,7 @@
 import json
 import sys
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,10 +188,10 @@ def test_parts_of_programs_compute_the_same(part):
     ("part", "words"),
     [
         (lambda x: jnp.cumsum(x, axis=1), "computes with cumsum"),
-        (lambda x: lax.reduce(x, 0.0, lambda a, b: a + b * b, (1,)), "computes with reduce "),
-        (lambda x: jnp.zeros((2 * x.shape[0], 3)), "knows but the batch"),
+        (lambda x: lax.reduce(x, 0.0, lambda a, b: a + b * b, (1,)), "computes with reduce,"),
+        (lambda x: jnp.zeros((2 * x.shape[0], 3)), "the batch alone may vary"),
         (lambda x: lax.pad(x, 0.0, [(0, 0, 0), (0, 0, 1), (0, 0, 0)]), "between elements"),
-        (lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO), "halves to even"),
+        (lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO), "to even numbers alone"),
     ],
 )
 def test_what_has_no_form_is_refused_in_words(part, words):
@@ -203,3 +204,18 @@ def test_without_the_package_it_says_what_to_install(key, monkeypatch):
     model = tiny(method=make_method("ste"))
     with pytest.raises(ValueError, match=r"pip install 'fda_jax\[onnx\]'"):
         converted(model, trained(model, SHAPE, key), SHAPE)
+
+
+def test_the_layer_that_has_no_form_is_named():
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return jax.jit(lambda x: jnp.cumsum(x, axis=1))(x)
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Inner(name="sums")(x)
+
+    with pytest.raises(ValueError, match=r"^Outer/sums/?.* computes with cumsum"):
+        onnx_form.to_model(lambda _, x: Outer().apply({}, x.astype(jnp.float32)), {}, (4, 3), {})
