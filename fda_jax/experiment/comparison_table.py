@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fda_jax.experiment.comparison import STEADY, Comparison, Entry, Field, mean
 from fda_jax.experiment.logs import duration
 from fda_jax.experiment.pairs import standard_error
-from fda_jax.experiment.tables import FAILED, LEGENDS, left_out, number, spread, table
+from fda_jax.experiment.tables import FAILED, LEGENDS, left_out, loss, number, spread, table
 
 _UNKNOWN = "-"
 
@@ -107,7 +107,7 @@ def columns(comparison: Comparison, *, mixed_revisions: bool = False) -> list[Co
         Column(f"last - {other} (points, 95 % interval)", _difference),
         Column(
             "last train loss",
-            lambda entry: number(mean(run.train_loss for run in entry.runs), 1, ".4f"),
+            lambda entry: loss(mean(run.train_loss for run in entry.runs)),
             is_detail=True,
         ),
         Column("flips in the last epoch (%)", _flips, is_detail=True),

@@ -33,6 +33,8 @@ LEGENDS = {
     "images and so is optimistic. Choose by last, and train the choice again on all training "
     "images for its test accuracy.",
 }
+# That is written out: guessing among a million classes costs 14 nats.
+LARGEST_LOSS = 1000.0
 # Stands beside the legend where a run failed.
 FAILED = (
     "**Runs failed: means, deviations and intervals are of those that did not fail, wherever there "
@@ -532,7 +534,7 @@ def _row(run: Run, label: str) -> list[str]:
         f"{run.epochs}/{run.planned_epochs}{_ending(run)}",
         _last([run]),
         best if run.best_epoch is None else f"{best} (epoch {run.best_epoch})",
-        number(run.train_loss, 1, ".4f"),
+        loss(run.train_loss),
         # A run of a single call has no time without compilation, and says 0.
         number(run.images_per_second or None, 1, ",.0f"),
         run.device or _UNKNOWN,
@@ -566,6 +568,11 @@ def _last(runs: Sequence[Run]) -> str:
 def number(value: float | None, factor: float, form: str) -> str:
     """A value times a factor as text of this format; "-" where it is not known."""
     return _UNKNOWN if value is None else format(factor * value, form)
+
+
+def loss(value: float | None) -> str:
+    """A loss as text: four decimals, or the first digits of one that has left every scale."""
+    return number(value, 1, ".4f" if value is None or abs(value) < LARGEST_LOSS else ".2e")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int]) -> str:

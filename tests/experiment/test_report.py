@@ -1,5 +1,6 @@
 import itertools
 import json
+import math
 import re
 import statistics
 import struct
@@ -662,6 +663,20 @@ def test_a_sweep_judged_by_held_out_images_says_so_wherever_it_gives_an_accuracy
     page = (tmp_path / "README.md").read_text()
     assert "picked on the test set itself" in page
     assert "of no test image" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (0.0, "0.0000"),
+        (13.81553, "13.8155"),
+        (4.7645e15, "4.76e+15"),
+        (math.nan, "nan"),
+    ],
+)
+def test_a_loss_that_has_left_every_scale_does_not_fill_the_line(value, text):
+    assert tables.loss(value) == text
 
 
 def of_another_budget(folder):
