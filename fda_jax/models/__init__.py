@@ -12,6 +12,7 @@ from fda_jax.layers import Method, lookup, make_method
 from fda_jax.layers.own import own_function
 from fda_jax.models import own
 from fda_jax.models.alexnet import AlexNet
+from fda_jax.models.cost import LayerSummary, Summary, summarize
 from fda_jax.models.resnet import ResNet
 from fda_jax.models.summary import ParameterCount, count_parameters
 from fda_jax.models.vgg import VGGSmall
@@ -20,9 +21,11 @@ from fda_jax.models.vit import VisionTransformer
 __all__ = [
     "MODELS",
     "AlexNet",
+    "LayerSummary",
     "ModelSpec",
     "ParameterCount",
     "ResNet",
+    "Summary",
     "VGGSmall",
     "VisionTransformer",
     "build",
@@ -30,6 +33,7 @@ __all__ = [
     "check_network",
     "count_parameters",
     "spec",
+    "summarize",
 ]
 
 
