@@ -452,10 +452,12 @@ def _tried(method: Method) -> _Bits:
     if method.weight is None and method.activation is None:
         return _Bits(None, None, False)
     layer = BinaryConv(_FILTERS, method=method)
-    images = jax.random.normal(jax.random.key(0), (1, _PIXELS, _PIXELS, _CHANNELS))
+    random = np.random.default_rng(0)
+    images = random.normal(size=(1, _PIXELS, _PIXELS, _CHANNELS)).astype(np.float32)
+    kernel = random.normal(size=(3, 3, _CHANNELS, _FILTERS)).astype(np.float32)
 
     @jax.jit
-    def quantize(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def quantize(images: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
         seen = {}
 
         def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
@@ -464,12 +466,15 @@ def _tried(method: Method) -> _Bits:
                 seen["activation"] = output
             return output
 
-        variables = layer.init(jax.random.key(1), images)
+        variables = dict(layer.init(jax.random.key(1), images))
+        # In place of random ones of JAX, which take a second to compile.
+        name = _LATENT if _LATENT in variables["params"] else "kernel"
+        variables["params"] = {**variables["params"], name: kernel}
         with nn.intercept_methods(look):
             _, sown = layer.apply(variables, images, mutable=["effective_weights"])
         return sown["effective_weights"]["kernel"][0], seen["activation"]
 
-    weights, activations = map(np.asarray, quantize(images))
+    weights, activations = map(np.asarray, quantize(images, kernel))
     named = getattr(getattr(method.activation, "estimator", None), "levels", None)
     return _Bits(
         weight=None if method.weight is None else _depth(_values(weights)),

@@ -87,8 +87,13 @@ def ends_in_signs(rule: Rule) -> bool:
       (True, False)
     """
     sizes = np.float32(2.0) ** np.arange(-126, 127, dtype=np.float32)
-    numbers = jnp.asarray(np.concatenate([-sizes, [0.0], sizes])[None], jnp.float32)
-    return bool(jnp.all(jnp.abs(rule.forward(numbers, jnp.float32(1.0))) == 1.0))
+    numbers = np.concatenate([-sizes, np.zeros(1, np.float32), sizes])[None]
+    return bool(_makes_ones(np.float32(1.0), numbers, rule))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _makes_ones(progress: jax.Array, numbers: jax.Array, rule: Rule) -> jax.Array:
+    return jnp.all(jnp.abs(rule.forward(numbers, progress)) == 1.0)
 
 
 def binarize(x: jax.Array, estimator: Rule, progress: jax.Array | float = 1.0) -> jax.Array:
