@@ -18,6 +18,7 @@ FLOORS = {
     "report": 5,
     "doctor": 5,
     "export": 5,
+    "summary": 5,
     "train": 5,
 }
 SIBLINGS = {("models", "data"), ("data", "models")}

@@ -28,6 +28,8 @@ _SCOPE = re.compile(r"<([^<>]*)>")
 _FILTERS, _PIXELS, _CHANNELS = 4, 16, 64
 
 Path = tuple[str, ...]
+# An equation, and which of its results are read.
+_Alive = tuple[Any, list[bool]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +332,7 @@ def _program(
     leaves: Mapping[Path, jax.ShapeDtypeStruct],
     methods: Mapping[Path, Method],
     calls: dict[Path, _Call],
-) -> tuple[list[Any], set[Path]]:
+) -> tuple[list[_Alive], set[Path]]:
     """Equations of the inference that `deploy.freeze` writes down, and the variables that it reads.
 
     Quantized kernels are variables of it, named ("quantized", *layer).
@@ -362,15 +364,37 @@ def _program(
     return equations, read
 
 
-def _alive(jaxpr: Jaxpr) -> tuple[list[Any], set[Any]]:
-    """The equations that the results depend on, and all variables that these read."""
-    needed = {var for var in jaxpr.outvars if not isinstance(var, Literal)}
+def _alive(jaxpr: Jaxpr, wanted: Sequence[bool] | None = None) -> tuple[list[_Alive], set[Any]]:
+    """The equations that the wanted results depend on, and all variables that these read.
+
+    With each equation comes which of its own results are read; `wanted` None is all.
+    """
+    flags = [True] * len(jaxpr.outvars) if wanted is None else wanted
+    ends = zip(jaxpr.outvars, flags, strict=True)
+    needed = {var for var, flag in ends if flag and not isinstance(var, Literal)}
     alive = []
     for equation in reversed(jaxpr.eqns):
-        if equation.effects or not needed.isdisjoint(equation.outvars):
-            alive.append(equation)
-            needed.update(var for var in equation.invars if not isinstance(var, Literal))
+        flags = [var in needed for var in equation.outvars]
+        if not (equation.effects or any(flags)):
+            continue
+        alive.append((equation, flags))
+        called = _call_of(equation)
+        read = equation.invars
+        if called is not None:
+            inside = _alive(called, flags)[1]
+            pairs = zip(equation.invars, called.invars, strict=True)
+            read = [var for var, own in pairs if own in inside]
+        needed.update(var for var in read if not isinstance(var, Literal))
     return alive[::-1], needed
+
+
+def _call_of(equation: Any) -> Jaxpr | None:
+    """The function that an equation does nothing but call; None for loops, branches and others."""
+    inner = [*_called(equation.params)]
+    if len(inner) != 1 or equation.primitive.name in ("scan", "while", "cond"):
+        return None
+    sizes = len(inner[0].invars), len(inner[0].outvars)
+    return inner[0] if sizes == (len(equation.invars), len(equation.outvars)) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,9 +407,9 @@ class _Product:
     activation_bits: int
 
 
-def _products(equations: Sequence[Any], scope: str = "", times: int = 1) -> Iterator[_Product]:
+def _products(equations: Sequence[_Alive], scope: str = "", times: int = 1) -> Iterator[_Product]:
     """Those of some equations, and of the functions that they call."""
-    for equation in equations:
+    for equation, wanted in equations:
         where = f"{scope}/{equation.source_info.name_stack}"
         name, parameters = equation.primitive.name, equation.params
         if name in ("conv_general_dilated", "dot_general"):
@@ -402,7 +426,8 @@ def _products(equations: Sequence[Any], scope: str = "", times: int = 1) -> Iter
             bits = (8 * operand.dtype.itemsize for operand in (right, left))
             yield _Product(path, times * size, *bits)
             continue
-        inner = [_alive(jaxpr)[0] for jaxpr in _called(parameters)]
+        flags = None if _call_of(equation) is None else wanted
+        inner = [_alive(jaxpr, flags)[0] for jaxpr in _called(parameters)]
         if name == "cond":  # one of them is run: the one that costs most
             choices = [list(_products(branch, where, times)) for branch in inner]
             yield from max(choices, key=lambda choice: sum(product.macs for product in choice))

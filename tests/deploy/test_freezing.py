@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import math
+import zipfile
 
 import flax.linen as nn
 import jax
@@ -68,6 +70,28 @@ def assert_same_answers(network, model, variables, images):
         np.testing.assert_allclose(answers, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
+def assert_costs(network, model, shape):
+    """The summary, which computes nothing, has the bytes of every layer in the file."""
+    summary = models.summarize(model, shape)
+    layers = network.facts["binary"]
+    held = dict.fromkeys((layer.name for layer in summary.layers), 0)
+    for name, array in network.arrays.items():
+        path = name.removeprefix("params/").removeprefix("batch_stats/")
+        within = [layer for layer in layers if path.startswith(f"{layer}/")]
+        held[within[0] if within else path.rpartition("/")[0]] += array.nbytes
+    assert {layer.name: layer.bytes_packed for layer in summary.layers} == held
+    sizes = network.sizes()
+    assert summary.bytes_packed == sizes["binary"] + sizes["real"]
+    assert summary.bytes_float32 == sizes["unpacked"]
+    for layer in summary.layers:
+        if layer.name in layers and layer.macs:
+            bits = layers[layer.name]["bits"]
+            assert layer.weight_bits == (bits or 32)
+            assert layer.binary == (bits is not None) * math.prod(layers[layer.name]["shape"])
+    assert summary.counts_bits == (network.bit_program is not None) or not can_count
+    return summary
+
+
 @several
 def test_a_frozen_network_answers_as_its_model(method, key):
     model = tiny(method=make_method(method))
@@ -78,6 +102,7 @@ def test_a_frozen_network_answers_as_its_model(method, key):
     assert bits == ({1} if method in METHODS_OF_A_BIT else {None})
     assert (network.bit_program is None) == (method in METHODS_OF_OTHER_LEVELS)
     assert network.counts_bits == (network.bit_program is not None and can_count)
+    assert_costs(network, model, SHAPE)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +120,7 @@ def test_weights_of_a_few_values_take_a_few_bits(knobs, bits, key):
     network = frozen(model, variables, SHAPE)
     assert {layer["bits"] for layer in network.facts["binary"].values()} == {bits}
     assert_same_answers(network, model, variables, pictures(SHAPE, key))
+    assert_costs(network, model, SHAPE)
 
 
 @pytest.mark.slow
@@ -110,6 +136,7 @@ def test_every_kind_of_network_can_be_frozen(name, key):
     binary = models.count_parameters(variables["params"]).binary
     filters = sum(layer["shape"][-1] for layer in network.facts["binary"].values())
     assert sizes["binary"] == binary // 8 + 8 * filters
+    assert_costs(network, model, shape)
 
 
 @pytest.mark.slow
@@ -170,6 +197,26 @@ def test_bits_are_counted_where_that_can_be_done_and_refused_where_not(fda, key,
         dataclasses.replace(network, arithmetic="bits")
 
 
+def test_a_file_holds_the_bytes_that_a_summary_says_and_what_it_is_packed_in(fda, tmp_path):
+    _, network = fda
+    network.save(tmp_path / "net.npz")
+    arrays = others = headers = 0
+    with zipfile.ZipFile(tmp_path / "net.npz") as file:
+        for entry in file.infolist():
+            with file.open(entry) as stream:
+                np.lib.format.read_magic(stream)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                held = math.prod(shape) * dtype.itemsize
+                headers += stream.tell()
+                assert entry.file_size == stream.tell() + held
+            if entry.filename in ("facts.npy", "program.npy", "bit_program.npy"):
+                others += held
+            else:
+                arrays += held
+    assert arrays == models.summarize(tiny(method=make_method("fda")), SHAPE).bytes_packed
+    assert others > network.sizes()["program"]
+
+
 def test_the_weights_are_those_of_the_model(fda):
     variables, network = fda
     weights = network.weights()
@@ -220,6 +267,14 @@ def test_a_network_of_ones_own_answers_as_its_model(methods, counts, key):
     assert {layer["bits"] for layer in network.facts["binary"].values()} == {1}
     assert network.counts_bits == (counts and can_count)
     assert_same_answers(network, model, variables, pictures(SHAPE, key))
+    summary = assert_costs(network, model, SHAPE)
+    # 64 pixels, 9 taps, 8 filters; twice is called twice, and holds its kernel once.
+    by_name = {layer.name: layer for layer in summary.layers}
+    assert by_name["BinaryConv_0"].binary_macs == 64 * 9 * 1 * 8
+    assert by_name["twice"].binary_macs == 2 * 64 * 9 * 8 * 8
+    assert by_name["twice"].binary == 9 * 8 * 8
+    dense = by_name["BinaryDense_0"]
+    assert (dense.binary_macs, dense.mixed_macs) == ((128, 0) if counts else (0, 128))
 
 
 class WithHead(nn.Module):
@@ -240,6 +295,12 @@ def test_a_layer_of_the_training_alone_is_left_behind(key):
     assert not [name for name in network.arrays if "head" in name]
     assert network.counts_bits == can_count
     assert_same_answers(network, model, variables, pictures(SHAPE, key))
+    by_name = {layer.name: layer for layer in models.summarize(model, SHAPE).layers}
+    head = by_name.pop("head")
+    assert (head.training_only, head.macs, head.bytes_packed) == (8 * 2, 0, 0)
+    assert sum(layer.bytes_packed for layer in by_name.values()) == sum(
+        array.nbytes for array in network.arrays.values()
+    )
 
 
 class Scanned(nn.Module):
@@ -260,6 +321,8 @@ def test_a_layer_whose_bits_do_not_reach_it_is_refused_by_name(key):
         variables = model.init(key, jnp.zeros((1, *SHAPE)))
         with pytest.raises(ValueError, match=rf"{name}_kernel.*outside of nn\.scan"):
             frozen(model, variables, SHAPE)
+    with pytest.raises(ValueError, match=r"params/conv/latent_kernel.*outside of nn\.scan"):
+        models.summarize(Scanned(), SHAPE)
 
 
 class Counting(nn.Module):
