@@ -98,9 +98,11 @@ def _knob(text: str) -> tuple[str, Any]:
 
 def _network(flags: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
     """The network that the flags name, and the shape of its images."""
-    spec = data.SPECS.get(flags.dataset)
-    image_shape = flags.image_shape or (spec and spec.image_shape_hwc)
-    num_classes = flags.num_classes or (spec and spec.num_classes)
+    image_shape, num_classes = flags.image_shape, flags.num_classes
+    if flags.dataset is not None:
+        spec = data.SPECS[flags.dataset]
+        image_shape = image_shape or spec.image_shape_hwc
+        num_classes = num_classes or spec.num_classes
     method = layers.make_method(flags.method or "fda", **dict(flags.knob or ()))
     return _built(flags.network, method, image_shape, num_classes), image_shape
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import Jaxpr, Literal
 
 from fda_jax.layers import BinaryConv, BinaryDense, Method, make_method
 from fda_jax.layers.quantizers import QUANTIZED, Quantized, makes_signs
@@ -439,10 +439,9 @@ def _products(equations: Sequence[_Alive], scope: str = "", times: int = 1) -> I
 def _called(parameters: Mapping[str, Any]) -> Iterator[Jaxpr]:
     for value in parameters.values():
         for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, ClosedJaxpr):
-                yield part.jaxpr
-            elif isinstance(part, Jaxpr):
-                yield part
+            open_part = getattr(part, "jaxpr", part)  # where it is closed
+            if isinstance(open_part, Jaxpr):
+                yield open_part
 
 
 @dataclasses.dataclass(frozen=True)
@@ -497,7 +496,7 @@ def _tried(method: Method) -> _Bits:
         variables["params"] = {**variables["params"], name: kernel}
         with nn.intercept_methods(look):
             _, sown = layer.apply(variables, images, mutable=["effective_weights"])
-        return sown["effective_weights"]["kernel"][0], seen["activation"]
+        return cast(Any, sown)["effective_weights"]["kernel"][0], seen["activation"]
 
     weights, activations = map(np.asarray, quantize(images, kernel))
     named = getattr(getattr(method.activation, "estimator", None), "levels", None)
