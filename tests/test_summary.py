@@ -10,12 +10,17 @@ from tests.conftest import REPOSITORY
 DIGITS = ["--network=resnet_digits", "--method=ste"]
 
 
-def test_a_network_by_its_name_is_summed_up(capsys):
-    assert summary.main([*DIGITS, "--dataset=digits"]) == 0
-    model = models.build("resnet_digits", num_classes=10, method="ste")
-    assert capsys.readouterr().out == f"{models.summarize(model, (8, 8, 1))}\n"
+def test_a_network_by_its_name_is_summed_up_as_the_page_shows(capsys):
+    words = ["--network=resnet_digits", "--method=fda", "--dataset=digits"]
+    assert summary.main(words) == 0
+    out = capsys.readouterr().out
+    model = models.build("resnet_digits", num_classes=10, method="fda")
+    assert out == f"{models.summarize(model, (8, 8, 1))}\n"
+    page = (REPOSITORY / "docs" / "shipping.md").read_text()
+    assert f"python -m fda_jax.summary {' '.join(words)}\n```\n\n```text\n{out}```" in page
 
 
+@pytest.mark.slow
 def test_knobs_and_another_image_reach_the_network(capsys):
     words = ["--network=resnet_digits", "--method=abc_net", "--knob=weight_bases=3"]
     words += ["--knob=scale=filter", "--image_shape=16,16,3", "--num_classes=7"]

@@ -162,17 +162,18 @@ class Summary:
     def ops(self) -> float:
         """OPs: all MACs but the binary ones, and a 64th of these.
 
-        Source: Bi-Real Net (arXiv 1808.00278, section 4.3, where they are called FLOPs) and
-        ReActNet (arXiv 2003.03488, section 5.2). MACs with weights of one bit by other activations
-        than signs count whole: nothing here makes 64 of them at once.
+        Source: Bi-Real Net (arXiv 1808.00278), which calls them FLOPs in its comparison of memory
+        and FLOPs, and ReActNet (arXiv 2003.03488); both count products alone, as here. Mixed MACs
+        count whole: nothing here makes 64 of them at once.
         """
         return self.macs - self.binary_macs + self.binary_macs / WORD
 
     @property
     def ace(self) -> int:
-        """Arithmetic computation effort: MACs times the bits of both operands.
+        """Arithmetic computation effort: the sum over all MACs of the product of both bits.
 
-        Source: PokeBNN (arXiv 2112.00133).
+        Source: PokeBNN (arXiv 2112.00133). Bits as of `LayerSummary`: ABC-Net's M bases of weights
+        are M + 1 values and count as so many need, not as M.
         """
         return self._sum("ace")
 
@@ -215,7 +216,7 @@ def summarize(model: nn.Module, image_shape_hwc: Sequence[int]) -> Summary:
       >>> summary.binary, summary.real, summary.bytes_packed, summary.bytes_float32
       (73728, 1390, 18104, 302264)
       >>> summary.binary_macs, summary.real_macs, round(summary.compression, 1)
-      (1769472, 19072, 16.7)
+      (2064384, 19072, 16.7)
     """
     shape = tuple(image_shape_hwc)
     if len(shape) != 3 or min(shape) < 1:

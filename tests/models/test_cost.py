@@ -18,7 +18,7 @@ DATA = {
     **dict.fromkeys(("resnet_digits", "vit_digits"), DIGITS),
     **dict.fromkeys(("resnet18", "resnet18_reactnet", "resnet34", "alexnet"), IMAGENET),
 }
-QUICK = {"resnet20", "vit_digits", "alexnet"}
+QUICK = {"resnet20", "vit_digits"}
 several = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in models.MODELS]
 )
@@ -30,7 +30,8 @@ OPERANDS = {
     "abc_net": (1, 1, False),
     "adabin": (1, 1, False),
 }
-QUICK_METHODS = {"fda", "tbn", "adabin", "full_precision"}
+slowly = functools.partial(pytest.param, marks=pytest.mark.slow)
+QUICK_METHODS = {"tbn", "full_precision"}
 
 
 @functools.cache
@@ -82,9 +83,9 @@ def test_resnet20_has_the_macs_that_follow_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    # Bi-Real Net (arXiv 1808.00278, section 4.3): FLOPs of the real network and of the binary one,
-    # speedup, Mbit of the real network and of the binary one. FLOPs are cut off, not rounded: the
-    # speedup, 11.06, is 1.814e9 over 1.640e8.
+    # Bi-Real Net (arXiv 1808.00278), its comparison of memory and FLOPs: FLOPs of the real network
+    # and of the binary one, speedup, Mbit of the real network and of the binary one. FLOPs are cut
+    # off, not rounded: the speedup, 11.06, is 1.814e9 over 1.640e8.
     ("name", "real_flops", "flops", "speedup", "real_mbit", "mbit"),
     [
         ("resnet18", 1.81e9, 1.63e8, 11.06, 374.1, 33.6),
@@ -195,12 +196,12 @@ def test_every_method_is_told_as_it_is(method: str) -> None:
     ("knobs", "weight_bits", "activation_bits", "binary"),
     [
         ({"method": "binaryconnect", "activations": "real"}, 1, 32, True),
-        ({"method": "abc_net", "weight_bases": 4, "activation_bases": 3}, 3, 2, True),
+        slowly({"method": "abc_net", "weight_bases": 4, "activation_bases": 3}, 3, 2, True),
         ({"method": "dorefa", "weight_bits": 2, "activation_bits": 8}, 2, 8, True),
         # A table of 256 values a filter is none: the file holds float32.
-        ({"method": "dorefa", "weight_bits": 8, "activation_bits": 1}, 32, 1, False),
-        ({"method": "dorefa", "activation_levels": "unsigned"}, 1, 1, True),
-        ({"method": "reactnet", "weights": "real"}, 32, 1, False),
+        slowly({"method": "dorefa", "weight_bits": 8, "activation_bits": 1}, 32, 1, False),
+        slowly({"method": "dorefa", "activation_levels": "unsigned"}, 1, 1, True),
+        slowly({"method": "reactnet", "weights": "real"}, 32, 1, False),
     ],
 )
 def test_operands_of_other_bits_are_no_binary_macs(
