@@ -50,7 +50,10 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         "layer. Nothing is trained or run.",
     )
     parser.add_argument("folder", nargs="?", type=Path, metavar="WORKDIR", help="a run's folder")
-    parser.add_argument("--network", help=f"in place of a run: {', '.join(models.MODELS)}")
+    known = ", ".join(models.MODELS)
+    parser.add_argument(
+        "--network", help=f"in place of a run: {known}, or module:function for one's own"
+    )
     parser.add_argument("--method", help="by which its layers are binary; fda if not given")
     parser.add_argument(
         "--knob",
@@ -145,8 +148,9 @@ def _of_run(flags: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
 def _built(
     name: str, method: layers.Method, image_shape: Any, num_classes: Any, **settings: Any
 ) -> nn.Module:
-    model = models.build(name, num_classes=num_classes, method=method, **settings)
     models.check_image_shape(name, image_shape)
+    model = models.build(name, num_classes=num_classes, method=method, **settings)
+    models.check_network(name, model, image_shape, num_classes=num_classes, method=method)
     return model
 
 

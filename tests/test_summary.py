@@ -50,6 +50,21 @@ def test_a_run_is_summed_up_without_its_data(capsys, tmp_path):
     assert "| classifier           | Dense      | 2 " in out
 
 
+def test_a_network_of_ones_own_is_summed_up(capsys, tmp_path, monkeypatch):
+    (tmp_path / "their_network.py").write_text(
+        "from fda_jax import models\n\n\n"
+        "def shallow() -> models.ModelSpec:\n"
+        "    def make(**arguments):\n"
+        "        return models.ResNet(stage_sizes=(1,), widths=(8,), **arguments)\n\n"
+        "    return models.ModelSpec(make, min_side=4)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--network=their_network:shallow", "--method=binarynet", "--dataset=digits"]
+    assert summary.main(words) == 0
+    assert "| stage1_block1/conv2  | BinaryConv | 8 x 8 x 8 | 1 x 1 " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
