@@ -195,7 +195,8 @@ def check_stages(names: Sequence[str], experiments: Sequence[Experiment]) -> Non
     Raises:
       ConfigError: the variables of two neighbours do not match.
     """
-    shapes = [_shapes(experiment) for experiment in experiments]
+    # To know the shapes of a network takes a trace.
+    shapes = [_shapes(experiment) for experiment in experiments] if experiments[1:] else []
     for i in range(1, len(shapes)):
         match(shapes[i - 1], shapes[i], names[i - 1])
 

@@ -321,7 +321,14 @@ class Pair(nn.Module):
         return x.mean(axis=(1, 2))
 
 
-@pytest.mark.parametrize("name", layers.METHODS)
+# A kind of operands each; the others wait for the slow tests.
+QUICK = {"fda", "bop", "rbnn", "full_precision", "binaryconnect"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in layers.METHODS],
+)
 def test_every_method_has_the_diagnostics_of_the_operands_that_it_makes_binary(name):
     method = layers.make_method(name)
     found, slopes, _ = shapes(Pair(method), method)
