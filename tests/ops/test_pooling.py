@@ -21,20 +21,21 @@ def both(pool, x, g):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "window", "stride", "padding"),
+    ("height", "width", "window", "stride", "padding", "dtype"),
     [
-        (4, 6, 2, 2, 0),
-        (7, 5, 2, 2, 0),
-        (7, 9, 3, 3, 0),
-        (3, 3, 1, 1, 0),
-        (8, 6, 3, 2, 1),  # ImageNet's stem
-        (7, 5, 3, 2, 1),
-        (5, 4, 3, 1, 1),
-        (9, 8, 5, 2, 2),
-        (6, 7, 4, 3, 3),
+        (4, 6, 2, 2, 0, jnp.float32),
+        (4, 6, 2, 2, 0, jnp.bfloat16),
+        (7, 5, 2, 2, 0, jnp.float32),
+        (7, 9, 3, 3, 0, jnp.float32),
+        (3, 3, 1, 1, 0, jnp.float32),
+        (8, 6, 3, 2, 1, jnp.float32),  # ImageNet's stem
+        (8, 6, 3, 2, 1, jnp.bfloat16),
+        (7, 5, 3, 2, 1, jnp.float32),
+        (5, 4, 3, 1, 1, jnp.float32),
+        (9, 8, 5, 2, 2, jnp.float32),
+        (6, 7, 4, 3, 3, jnp.float32),
     ],
 )
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_value_and_gradient_are_flaxs_whoever_is_first_of_a_tie(
     height, width, window, stride, padding, dtype
 ):
