@@ -11,6 +11,7 @@ from fda_jax.experiment import loop, setup
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.training import state
 from fda_jax.training.checkpoints import Checkpoints
+from tests import nets
 from tests.conftest import small_config
 
 # A run's clock differs from run to run; everything else must not.
@@ -19,14 +20,12 @@ CLOCK = {"seconds", "timed_steps", "images_per_second"}
 
 @pytest.fixture(scope="package", autouse=True)
 def tiny():
-    """A network "tiny" with every part that a run touches, which is quickly compiled.
+    """The network of tests/nets.py as "tiny", for which nothing has to be checked.
 
     And the initialization of a network is traced once, however many runs start from it.
     """
-    make = functools.partial(models.ResNet, stage_sizes=(1,), widths=(8,))
     with pytest.MonkeyPatch.context() as patch:
-        spec = models.ModelSpec(make, min_side=2)
-        patch.setattr(models, "MODELS", {**models.MODELS, "tiny": spec})
+        patch.setattr(models, "MODELS", {**models.MODELS, "tiny": nets.tiny()})
         patch.setattr(state, "_initializer", functools.cache(state._initializer))
         yield
 
