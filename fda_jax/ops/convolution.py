@@ -121,9 +121,22 @@ convolve.defvjp(_forward, _backward)
 
 
 def _xla(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    # A border wider than the kernel's reach would be negative padding in the gradient, for which
+    # XLA's CPU backend of JAX 0.10 reads beyond its arrays.
+    kept = _reached(padding[0], w.shape[0]), _reached(padding[1], w.shape[1])
+    if kept != padding:
+        sides = zip(padding, kept, strict=True)
+        beyond = [(low - least, high - most) for (low, high), (least, most) in sides]
+        x = jnp.pad(x, ((0, 0), *beyond, (0, 0)))
     return jax.lax.conv_general_dilated(
-        x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, w, (stride, stride), kept, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _reached(sides: tuple[int, int], size: int) -> tuple[int, int]:
+    """What a kernel of this size reaches over of a border, from the image."""
+    low, high = sides
+    return min(low, size - 1), min(high, size - 1)
 
 
 def _programs(

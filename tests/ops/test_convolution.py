@@ -76,6 +76,21 @@ def assert_equal_passes(x, w, stride, padding):
         np.testing.assert_allclose(mine, reference, atol=2e-5 * largest, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((1, 2), (2, 1), 1, ((2, 0), (2, 0))),
+        ((1, 2), (1, 2), 1, ((0, 0), (3, 0))),
+        ((5, 6), (3, 3), 1, ((4, 0), (4, 3))),
+        ((6, 5), (1, 3), 2, ((1, 2), (0, 4))),
+    ],
+)
+def test_a_border_that_the_kernel_cannot_reach_over_is_a_border(size, kernel, stride, padding):
+    # JAX 0.10's own convolution has numbers from beyond its arrays in the gradient here.
+    for channels in (3, 16):
+        assert_equal_passes(*operands(2, *size, channels, 8, kernel), stride, padding)
+
+
 @given(
     batch=st.integers(1, 5),
     size=st.tuples(st.integers(1, 19), st.integers(1, 19)),
