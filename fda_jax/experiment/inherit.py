@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ class Predecessor(FinishedRun):
 
     def __init__(self, init_from: str, workdir: Path) -> None:
         super().__init__("train.init_from", init_from, workdir)
-        self._is_file = self.path.suffix == ".npz"
+        self._is_file = self.path.suffix == ".npz" and not self.path.is_dir()
 
     def check(self, experiment: Experiment) -> None:
         """Refuse a predecessor that the run cannot start from, before anything is compiled.
@@ -169,7 +168,8 @@ class Predecessor(FinishedRun):
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = {tuple(name.split("/")): file[name] for name in file.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        # Damaged archives, and files that are none, raise nearly anything.
+        except Exception as error:
             raise ConfigError(
                 f"train.init_from is {self._given!r}, but {self.path} cannot be read "
                 f"({type(error).__name__}: {error}): set --config.train.init_from to a file that "

@@ -73,6 +73,7 @@ BIAS = "params/classifier/bias"
         ({BIAS: np.array([{}])}, "Object arrays cannot be loaded"),
         (b"", "EOFError"),
         (b"no archive", "cannot be read (ValueError"),
+        (np.zeros(3), "cannot be read (TypeError"),
         (None, "cannot be read (FileNotFoundError"),
     ],
 )
@@ -82,6 +83,9 @@ def test_a_file_that_cannot_be_started_from_is_refused_before_anything_is_writte
     path = tmp_path / "weights.npz"
     if isinstance(change, dict):
         np.savez(path, **{**variables, **change})
+    elif isinstance(change, np.ndarray):
+        with path.open("wb") as file:
+            np.save(file, change)
     elif change is not None:
         path.write_bytes(change)
     monkeypatch.setattr(jax, "pmap", lambda *_, **__: pytest.fail("something was compiled"))
