@@ -65,8 +65,6 @@ class Field:
       dataset: its name.
       network: its name.
       mark: see `tables.Run`; "" for whole runs that are judged by the test set.
-      is_part: whether its budget leaves out a part of the recipe.
-      eval_split: what its accuracies are of, see `tables.Run`.
       num_classes: of the dataset; None where its name does not tell.
       entries: the most accurate first.
     """
@@ -74,8 +72,6 @@ class Field:
     dataset: str
     network: str
     mark: str
-    is_part: bool
-    eval_split: str
     num_classes: int | None
     entries: Sequence[Entry]
 
@@ -83,6 +79,16 @@ class Field:
     def title(self) -> str:
         """What stands above its table and its picture."""
         return tables.title(self.network, self.dataset, self.mark)
+
+    @property
+    def is_part(self) -> bool:
+        """Whether a budget leaves out a part of the recipe."""
+        return any(run.budget < WHOLE for entry in self.entries for run in entry.runs)
+
+    @property
+    def eval_split(self) -> str:
+        """What its accuracies are of, see `tables.Run`."""
+        return self.entries[0].runs[0].eval_split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +106,6 @@ class Comparison:
       source: of the published values.
       axis: of the figure that the sweep asks for; "" for none.
       points: (line, place on the axis, name of a run) of it.
-      eval_split: what all accuracies are of, see `tables.Run`.
     """
 
     name: str
@@ -113,7 +118,11 @@ class Comparison:
     source: str = ""
     axis: str = ""
     points: Sequence[tuple[str, float, str]] = ()
-    eval_split: str = "test"
+
+    @property
+    def eval_split(self) -> str:
+        """What all accuracies are of, see `tables.Run`."""
+        return self.fields[0].eval_split
 
 
 def is_sweep(folder: Path) -> bool:
@@ -156,7 +165,6 @@ def read(folder: Path, *, mixed_revisions: bool = False) -> Comparison:
         source=record["source"],
         axis=record["axis"],
         points=[(line, place, name) for line, place, name in record["points"]],
-        eval_split=runs[0].eval_split,
     )
 
 
@@ -197,20 +205,16 @@ def _runs(folder: Path, name: str) -> list[Run]:
 
 def _check(runs: Sequence[Run], *, mixed_revisions: bool) -> None:
     """Refuse runs that do not belong into one table."""
-    budgets = {run.budget: run for run in runs}
-    if len(budgets) > 1:
-        words = [f"{budget:g} ({run.name})" for budget, run in sorted(budgets.items())]
-        raise WorkdirError(
-            f"the sweep holds runs of several budgets, {', '.join(words)}: their accuracies cannot "
-            "be compared. Move those of one budget to a folder of their own"
-        )
-    holdouts = {run.holdout: run for run in runs}
-    if len(holdouts) > 1:
-        words = [f"{count:,} ({run.name})" for count, run in sorted(holdouts.items())]
-        raise WorkdirError(
-            f"the sweep holds runs of several data.holdout, {', '.join(words)}: they are judged by "
-            "different images. Move those of one to a folder of their own"
-        )
+    for key, found in (
+        ("train.budget", {run.budget: run for run in runs}),
+        ("data.holdout", {run.holdout: run for run in runs}),
+    ):
+        if len(found) > 1:
+            words = [f"{value:,} ({run.name})" for value, run in sorted(found.items())]
+            raise WorkdirError(
+                f"the sweep holds runs of several {key}, {', '.join(words)}: their accuracies "
+                "cannot be compared. Move those of one to a folder of their own"
+            )
     if not mixed_revisions:
         tables.check_revisions(runs)
 
@@ -265,8 +269,6 @@ def _field(dataset: str, network: str, entries: Sequence[Entry]) -> Field:
         dataset,
         network,
         "; ".join(marks),
-        any(run.budget < WHOLE for entry in entries for run in entry.runs),
-        entries[0].runs[0].eval_split,
         SPECS[dataset].num_classes if dataset in SPECS else None,
         sorted(
             compared,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from fda_jax.experiment.comparison import STEADY, Comparison, Entry, Field, mean
 from fda_jax.experiment.logs import duration
 from fda_jax.experiment.pairs import standard_error
-from fda_jax.experiment.tables import FAILED, LEGENDS, left_out, loss, number, spread, table
+from fda_jax.experiment.tables import FAILED, LEGENDS, left_out, loss, number, spread
+from fda_jax.models.markdown import table
 
 _UNKNOWN = "-"
 

@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -18,6 +18,7 @@ from fda_jax.experiment.folder import (
     completed,
     read_metrics,
 )
+from fda_jax.models.markdown import table
 
 # Columns of numbers, set flush right.
 _NUMBERS = {2, 3, 4, 5, 6, 7}
@@ -573,28 +574,6 @@ def number(value: float | None, factor: float, form: str) -> str:
 def loss(value: float | None) -> str:
     """A loss as text: four decimals, or the first digits of one that has left every scale."""
     return number(value, 1, ".4f" if value is None or abs(value) < LARGEST_LOSS else ".2e")
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int]) -> str:
-    """A Markdown table whose columns line up in a terminal, too.
-
-    Args:
-      header: names of the columns.
-      rows: cells.
-      numbers: positions of columns that are set flush right.
-
-    Returns:
-      The lines of the table.
-    """
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    # The rule of a column needs a dash beside its colon.
-    widths = [max(2, *(len(row[i]) for row in cells)) for i in range(len(header))]
-    lines = [
-        [cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(pairs)]
-        for pairs in (list(zip(row, widths, strict=True)) for row in cells)
-    ]
-    rule = ["-" * (w - 1) + (":" if i in numbers else "-") for i, w in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
 
 
 def _commands(group: Group) -> str:

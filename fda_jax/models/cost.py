@@ -16,6 +16,7 @@ from jax.extend.core import Jaxpr, Literal
 
 from fda_jax.layers import BinaryConv, BinaryDense, Method, make_method
 from fda_jax.layers.quantizers import QUANTIZED, Quantized, makes_signs
+from fda_jax.models.markdown import table
 
 # Binary products that a processor makes at once, as Bi-Real Net and ReActNet count.
 WORD = 64
@@ -574,7 +575,7 @@ def _layers_table(layers: Sequence[LayerSummary]) -> str:
         )
         for layer in layers
     ]
-    return _table(_HEADER, rows, numbers=range(4, len(_HEADER)))
+    return table(_HEADER, rows, numbers=range(4, len(_HEADER)))
 
 
 def _totals(summary: Summary) -> str:
@@ -598,15 +599,4 @@ def _totals(summary: Summary) -> str:
         (f"OPs (binary MACs / {WORD})", f"{summary.ops:,.0f}"),
         ("ACE", f"{summary.ace:,}"),
     ]
-    return _table(("in all", ""), rows, numbers=())
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Collection[int]) -> str:
-    """A Markdown table whose columns line up in a terminal; `numbers` are set flush right."""
-    widths = [max(2, *(len(row[i]) for row in (header, *rows))) for i in range(len(header))]
-    lines = [
-        [cell.rjust(w) if i in numbers else cell.ljust(w) for i, (cell, w) in enumerate(pairs)]
-        for pairs in (list(zip(row, widths, strict=True)) for row in (header, *rows))
-    ]
-    rule = ["-" * (w - 1) + (":" if i in numbers else "-") for i, w in enumerate(widths)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], rule, *lines[1:]))
+    return table(("in all", ""), rows, numbers=())

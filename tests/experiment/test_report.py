@@ -681,7 +681,7 @@ def test_a_loss_that_has_left_every_scale_does_not_fill_the_line(value, text):
 
 def of_another_budget(folder):
     make_run(folder / "b" / "seed0", epochs=6, budget=0.5)
-    return "several budgets, 0.5 (b/seed0), 1 (a/seed0)"
+    return "several train.budget, 0.5 (b/seed0), 1.0 (a/seed0)"
 
 
 def of_other_images(folder):

@@ -5,8 +5,9 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 
-from fda_jax.experiment.tables import Group, Run, group_runs, read_runs, spread, table
+from fda_jax.experiment.tables import Group, Run, group_runs, read_runs, spread
 from fda_jax.layers import METHODS
+from fda_jax.models.markdown import table
 from tools.pages.repository import ROOT
 
 RESULTS = ROOT / "results"
