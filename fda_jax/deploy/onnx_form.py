@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
@@ -22,8 +23,16 @@ BITS = "/planes"
 # JAX's primitives with an operator of their own, element by element.
 _ELEMENTWISE = {
     "abs": "Abs",
+    "acos": "Acos",
+    "acosh": "Acosh",
     "add": "Add",
+    "asin": "Asin",
+    "asinh": "Asinh",
+    "atan": "Atan",
+    "atanh": "Atanh",
     "ceil": "Ceil",
+    "cos": "Cos",
+    "cosh": "Cosh",
     "div": "Div",
     "eq": "Equal",
     "erf": "Erf",
@@ -42,17 +51,33 @@ _ELEMENTWISE = {
     "pow": "Pow",
     "sign": "Sign",
     "sin": "Sin",
+    "sinh": "Sinh",
     "sqrt": "Sqrt",
     "sub": "Sub",
+    "tan": "Tan",
     "tanh": "Tanh",
 }
 # Those with one for truth values and another for whole numbers.
-_LOGICAL = {"and": ("And", "BitwiseAnd"), "not": ("Not", "BitwiseNot"), "or": ("Or", "BitwiseOr")}
+_LOGICAL = {
+    "and": ("And", "BitwiseAnd"),
+    "not": ("Not", "BitwiseNot"),
+    "or": ("Or", "BitwiseOr"),
+    "xor": ("Xor", "BitwiseXor"),
+}
 # Those whose elements are made of elements at the same place, one by one.
-_LOCAL = {*_ELEMENTWISE, *_LOGICAL, "convert_element_type", "integer_pow", "ne", "round", "rsqrt"}
+_LOCAL = {*_ELEMENTWISE, *_LOGICAL, "cbrt", "clamp", "convert_element_type", "erfc", "exp2"}
+_LOCAL |= {"expm1", "integer_pow", "is_finite", "log1p", "ne", "rem", "round", "rsqrt"}
 _LOCAL |= {"select_n", "shift_right_logical", "square"}
 # Functions inside the program, some with a derivative of their own.
-_CALLS = {"closed_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit"}
+_CALLS = {
+    "checkpoint",
+    "closed_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "jit",
+    "pjit",
+    "remat2",
+}
 # What changes nothing here: no derivative is taken.
 _IDENTITIES = {"copy", "copy_p", "optimization_barrier", "stop_gradient"}
 
@@ -225,8 +250,17 @@ class _Graph:
         shape = self.node("Shape", [INPUT])
         return self.node("Slice", [shape, self._numbers([0]), self._numbers([1])])
 
-    def _numbers(self, numbers: Sequence[int]) -> str:
-        return self.name_of(_known(np.asarray(numbers, np.int64)))
+    def _numbers(self, numbers: Any) -> str:
+        return self._number(numbers, np.int64)
+
+    def _number(self, number: Any, dtype: Any) -> str:
+        return self.name_of(_known(np.asarray(number, dtype)))
+
+    def _cast(self, name: str, dtype: Any, to: Any) -> str:
+        before, after = _wide(dtype), _wide(to)
+        if before == after:
+            return name
+        return self.node("Cast", [name], to=self._helper.np_dtype_to_tensor_dtype(after))
 
     def _refusal(self, what: str) -> ValueError:
         layer = "/".join(filter(None, self._stack)) or "the network"
@@ -241,7 +275,9 @@ class _Graph:
         name, params = equation.primitive.name, equation.params
         if name in _CALLS:
             inner = params.get("jaxpr", params.get("call_jaxpr"))
-            return self.translate(inner.jaxpr, inner.consts, inputs)
+            return self.translate(
+                getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs
+            )
         if name in _IDENTITIES:
             return list(inputs)
         shapes = [variable.aval.shape for variable in equation.outvars]
@@ -260,7 +296,7 @@ class _Graph:
             for value, variable in zip(inputs, equation.invars, strict=True)
         ]
         arrays = _arrays(inputs)
-        if arrays is not None and all(map(_is_fixed, shapes)):
+        if arrays is not None and all(map(_is_fixed, shapes)) and name != "dim_as_value":
             made = equation.primitive.bind(*arrays, **params)
             made = made if equation.primitive.multiple_results else [made]
             return [_known(np.asarray(each)) for each in made]
@@ -298,16 +334,32 @@ class _Graph:
         dtype = equation.invars[0].aval.dtype
         names = [self.name_of(value) for value in inputs]
         match name:
+            case "cbrt":
+                root = self.node("Pow", [self.node("Abs", names), self._number(1 / 3, dtype)])
+                return self.node("Mul", [self.node("Sign", names), root])
+            case "clamp":
+                least, x, most = names
+                return self.node("Min", [self.node("Max", [x, least]), most])
             case "convert_element_type":
-                if params["new_dtype"] == dtype:
-                    return names[0]
-                to = self._helper.np_dtype_to_tensor_dtype(np.dtype(params["new_dtype"]))
-                return self.node("Cast", names, to=to)
+                return self._cast(names[0], dtype, params["new_dtype"])
+            case "erfc":
+                return self.node("Sub", [self._number(1, dtype), self.node("Erf", names)])
+            case "exp2":
+                return self.node("Pow", [self._number(2, dtype), *names])
+            case "expm1":  # tanh(x / 2) (exp(x) + 1), which has digits where x is small, too
+                half = self.node("Mul", [*names, self._number(0.5, dtype)])
+                more = self.node("Add", [self.node("Exp", names), self._number(1, dtype)])
+                return self.node("Mul", [self.node("Tanh", [half]), more])
             case "integer_pow":
-                power = self.name_of(_known(np.asarray(params["y"], dtype)))
-                return self.node("Pow", [*names, power])
+                return self.node("Pow", [*names, self._number(params["y"], dtype)])
+            case "is_finite":
+                return self.node("Less", [self.node("Abs", names), self._number(np.inf, dtype)])
+            case "log1p":
+                return self.node("Log", [self.node("Add", [*names, self._number(1, dtype)])])
             case "ne":
                 return self.node("Not", [self.node("Equal", names)])
+            case "rem":
+                return self.node("Mod", names, fmod=1)
             case "round":
                 if params["rounding_method"] != jax.lax.RoundingMethod.TO_NEAREST_EVEN:
                     raise self._refusal("rounds halves, which ONNX does to even numbers alone")
@@ -328,6 +380,14 @@ class _Graph:
 
     # A method for each of the other primitives, by its name. They take the equation and the values
     # that it reads, and return the name of the result, or names of several.
+
+    def _of_argmax(self, equation: Any, value: _Value, operator: str = "ArgMax") -> str:
+        (axis,), dtype = equation.params["axes"], equation.params["index_dtype"]
+        place = self.node(operator, [self.name_of(value)], axis=axis, keepdims=0)
+        return self._cast(place, np.int64, dtype)
+
+    def _of_argmin(self, equation: Any, value: _Value) -> str:
+        return self._of_argmax(equation, value, "ArgMin")
 
     def _of_concatenate(self, equation: Any, *inputs: _Value) -> str:
         axis = equation.params["dimension"]
@@ -352,6 +412,15 @@ class _Graph:
         )
         return self._permuted(made, np.argsort(numbers.out_spec).tolist())
 
+    def _of_cumsum(self, equation: Any, value: _Value) -> str:
+        axis = self._number(equation.params["axis"], np.int64)
+        reverse = int(equation.params["reverse"])
+        return self.node("CumSum", [self.name_of(value), axis], reverse=reverse)
+
+    def _of_dim_as_value(self, equation: Any) -> str:
+        size = self.node("Squeeze", [self._size(equation.params["dim"]), self._numbers([0])])
+        return self._cast(size, np.int64, equation.outvars[0].aval.dtype)
+
     def _of_dot_general(self, equation: Any, left: _Value, right: _Value) -> str:
         (left_sum, right_sum), (left_batch, right_batch) = equation.params["dimension_numbers"]
         rows = [i for i in range(len(left.shape)) if i not in (*left_sum, *left_batch)]
@@ -364,6 +433,48 @@ class _Graph:
         product = self.node("MatMul", [self.name_of(a), self.name_of(b)])
         made = _Value((*a.shape[:-1], b.shape[-1]), product)
         return self.name_of(self._shaped(made, equation.outvars[0].aval.shape))
+
+    def _of_dynamic_slice(self, equation: Any, value: _Value, *starts: _Value) -> str:
+        sizes, inside = equation.params["slice_sizes"], {}
+        for axis, (start, dim, size) in enumerate(zip(starts, value.shape, sizes, strict=True)):
+            if dim == size:
+                continue
+            if not isinstance(dim, int):
+                raise self._refusal("picks some images of the batch")
+            if start.array is None:
+                raise self._refusal("cuts where the images say")
+            # Where it would stick out, JAX moves the window in.
+            inside[axis] = min(max(int(start.array), 0), dim - size)
+        return self._window(value, inside, sizes)
+
+    def _of_gather(self, equation: Any, value: _Value, indices: _Value) -> str:
+        numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
+        axes, places = numbers.start_index_map, indices.array
+        if places is None or numbers.operand_batching_dims:
+            raise self._refusal("picks elements where the images say")
+        places = places.astype(np.int64)
+        for axis, along in zip(axes, np.moveaxis(places, -1, 0), strict=True):
+            dim = value.shape[axis]
+            if not isinstance(dim, int):
+                raise self._refusal("picks some images of the batch")
+            if along.min() < 0 or along.max() > dim - sizes[axis]:
+                raise self._refusal(f"picks element {along.max()} of {dim}, counted from 0")
+        if places.ndim == 1:
+            window = self._window(value, dict(zip(axes, places.tolist(), strict=True)), sizes)
+            cut = _Value(tuple(sizes), window)
+            return self.name_of(self._shaped(cut, equation.outvars[0].aval.shape))
+        (axis, *others), places = axes, places[..., 0]
+        whole = (*value.shape[:axis], sizes[axis], *value.shape[axis + 1 :])
+        if others or tuple(sizes) != whole:
+            raise self._refusal("picks elements along several axes at once")
+        new = range(axis, axis + places.ndim)
+        if axis not in numbers.collapsed_slice_dims:
+            places = places[..., None] + np.arange(sizes[axis])
+        picked = self.node("Gather", [self.name_of(value), self._numbers(places)], axis=axis)
+        rank = len(equation.outvars[0].aval.shape)
+        kept, added = iter([i for i in range(rank) if i not in new]), iter(new)
+        order = [next(kept if i in numbers.offset_dims else added) for i in range(rank)]
+        return self._permuted(picked, order)
 
     def _grouped(self, value: _Value, kept: Sequence[int], *groups: Sequence[int]) -> _Value:
         """A value with some of its axes first, and behind them one for each group of the others."""
@@ -384,14 +495,66 @@ class _Graph:
         return self.node("Pad", [self.name_of(value), pads, self.name_of(filling)])
 
     def _reduce(self, operator: str, equation: Any, value: _Value) -> str:
-        axes = self._numbers(equation.params["axes"])
-        return self.node(operator, [self.name_of(value), axes], keepdims=0)
+        axes, dtype = self._numbers(equation.params["axes"]), equation.invars[0].aval.dtype
+        name = self.name_of(value)
+        if dtype != np.bool_:
+            return self.node(operator, [name, axes], keepdims=0)
+        number = self._cast(name, dtype, np.int32)
+        return self._cast(self.node(operator, [number, axes], keepdims=0), np.int32, dtype)
+
+    def _of_reduce_and(self, equation: Any, value: _Value) -> str:
+        return self._reduce("ReduceMin", equation, value)
 
     def _of_reduce_max(self, equation: Any, value: _Value) -> str:
         return self._reduce("ReduceMax", equation, value)
 
+    def _of_reduce_min(self, equation: Any, value: _Value) -> str:
+        return self._reduce("ReduceMin", equation, value)
+
+    def _of_reduce_or(self, equation: Any, value: _Value) -> str:
+        return self._reduce("ReduceMax", equation, value)
+
+    def _of_reduce_prod(self, equation: Any, value: _Value) -> str:
+        return self._reduce("ReduceProd", equation, value)
+
     def _of_reduce_sum(self, equation: Any, value: _Value) -> str:
         return self._reduce("ReduceSum", equation, value)
+
+    def _of_reduce_window_max(self, equation: Any, value: _Value) -> str:
+        return self._pooled("MaxPool", equation.params, self.name_of(value))
+
+    def _of_reduce_window_min(self, equation: Any, value: _Value) -> str:
+        least = self.node("Neg", [self.name_of(value)])
+        return self.node("Neg", [self._pooled("MaxPool", equation.params, least)])
+
+    def _of_reduce_window_sum(self, equation: Any, value: _Value) -> str:
+        params, name = equation.params, self.name_of(value)
+        mean = self._pooled("AveragePool", params, name, count_include_pad=1)
+        count = self._number(math.prod(params["window_dimensions"]), equation.invars[0].aval.dtype)
+        return self.node("Mul", [mean, count])
+
+    def _pooled(self, operator: str, params: Any, name: str, **more: Any) -> str:
+        """A reduction of windows over the axes between the first one and the last."""
+        window, strides = params["window_dimensions"], params["window_strides"]
+        low, high = zip(*params["padding"], strict=True)
+        dilation, rank = params["window_dilation"], len(window)
+        if rank < 3 or {window[0], window[-1], strides[0], strides[-1]} != {1}:
+            raise self._refusal("reduces windows of images or channels")
+        if any(pad >= size for pad, size in zip((*low, *high), window * 2, strict=True) if pad):
+            raise self._refusal("reduces windows that may lie outside of the images")
+        if set(params["base_dilation"]) != {1} or (operator != "MaxPool" and set(dilation) != {1}):
+            raise self._refusal("reduces windows with gaps")
+        inner = slice(1, -1)
+        more = more or {"dilations": list(dilation[inner])}
+        made = self.node(
+            operator,
+            [self._permuted(name, [0, rank - 1, *range(1, rank - 1)])],
+            kernel_shape=list(window[inner]),
+            strides=list(strides[inner]),
+            pads=[*low[inner], *high[inner]],
+            **more,
+        )
+        return self._permuted(made, [0, *range(2, rank), 1])
 
     def _of_reshape(self, equation: Any, value: _Value) -> str:
         return self.name_of(self._shaped(value, equation.outvars[0].aval.shape))
@@ -413,9 +576,16 @@ class _Graph:
             for axis, (dim, start, limit, stride) in enumerate(parts)
             if (start, limit, stride) != (0, dim, 1)
         ]
-        if not cuts:
-            return self.name_of(value)
-        return self._cut(value, *zip(*cuts, strict=True))
+        return self._cut(value, *zip(*cuts, strict=True)) if cuts else self.name_of(value)
+
+    def _window(self, value: _Value, starts: Mapping[int, int], sizes: Sequence[Any]) -> str:
+        """The elements from some places on along some axes, and from the first on along others."""
+        cuts = [
+            (axis, starts.get(axis, 0), starts.get(axis, 0) + size, 1)
+            for axis, (dim, size) in enumerate(zip(value.shape, sizes, strict=True))
+            if size != dim
+        ]
+        return self._cut(value, *zip(*cuts, strict=True)) if cuts else self.name_of(value)
 
     def _cut(self, value: _Value, axes: Any, starts: Any, ends: Any, steps: Any) -> str:
         where = [self._numbers(numbers) for numbers in (starts, ends, axes, steps)]
@@ -427,6 +597,15 @@ class _Graph:
         inputs = [self.name_of(value), self._numbers(params["sizes"])]
         self.node("Split", inputs, outputs=names, axis=params["axis"])
         return names
+
+    def _of_stack(self, equation: Any, *inputs: _Value) -> str:
+        axis = equation.params["axis"]
+        place = self._numbers([axis])
+        parts = [self.node("Unsqueeze", [self.name_of(value), place]) for value in inputs]
+        return self.node("Concat", parts, axis=axis)
+
+    def _of_tile(self, equation: Any, value: _Value) -> str:
+        return self.node("Tile", [self.name_of(value), self._numbers(equation.params["reps"])])
 
     def _of_transpose(self, equation: Any, value: _Value) -> str:
         return self._permuted(self.name_of(value), equation.params["permutation"])
@@ -448,7 +627,13 @@ _END = 2**31
 
 
 def _known(array: np.ndarray) -> _Value:
-    return _Value(array.shape, array=array)
+    return _Value(array.shape, array=array.astype(_wide(array.dtype), copy=False))
+
+
+def _wide(dtype: Any) -> np.dtype:
+    """What stands for a type: float32 for narrower ones, with which few runtimes compute."""
+    is_real = jnp.issubdtype(dtype, jnp.floating)
+    return np.dtype(np.float32) if is_real else np.dtype(dtype)
 
 
 def _arrays(values: Sequence[_Value]) -> list[np.ndarray] | None:

@@ -83,4 +83,5 @@ def _fate(path: tuple[str, ...]) -> str:
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(entry.key for entry in path)
+    # A variable of Flax NNX is no leaf, but holds one.
+    return tuple(entry.key for entry in path if not isinstance(entry, jax.tree_util.GetAttrKey))

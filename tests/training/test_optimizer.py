@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 from fda_jax import ops
 from fda_jax.layers import BinaryConv, make_method
@@ -289,3 +290,23 @@ def test_a_rule_for_latent_weights_needs_to_see_them():
     params = {"conv": {"latent_kernel": jnp.ones(2)}}
     with pytest.raises(ValueError, match=r"call update\(gradients, state, params\)"):
         optimizer.update(params, optimizer.init(params))
+
+
+def test_a_rule_finds_the_latent_weights_of_a_network_of_nnx():
+    class Small(nnx.Module):
+        def __init__(self, rngs):
+            conv = nnx.bridge.ToNNX(BinaryConv(2, 1, method="binaryconnect"), rngs=rngs)
+            self.conv = conv.lazy_init(jnp.zeros((1, 1, 1, 3)))
+            self.classifier = nnx.Linear(2, 4, rngs=rngs)
+
+    model = Small(nnx.Rngs(0))
+    before = np.asarray(model.conv.latent_kernel[...]), np.asarray(model.classifier.kernel[...])
+    rule = make_method("binaryconnect").latent_rule
+    optimizer = nnx.Optimizer(
+        model, with_latent_rule(optax.sgd(1.0), rule, total_steps=10), wrt=nnx.Param
+    )
+    optimizer.update(model, jax.tree.map(lambda p: 0 * p - 1.5, nnx.state(model, nnx.Param)))
+    np.testing.assert_allclose(
+        model.conv.latent_kernel[...], np.minimum(before[0] + 1.5, 1.0), atol=1e-6
+    )
+    np.testing.assert_allclose(model.classifier.kernel[...], before[1] + 1.5, rtol=1e-6)
