@@ -172,7 +172,14 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
     )
     if args.tiny:
         base = dataclasses.replace(
-            base, batch=4, side_px=8, examples=16, steps_per_call=2, turn_seconds=0.01, blocks=1
+            base,
+            batch=4,
+            side_px=8,
+            examples=16,
+            steps_per_call=2,
+            turn_seconds=0.01,
+            method="ste",
+            blocks=1,
         )
     save_variables(base, folder)
 

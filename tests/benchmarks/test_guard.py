@@ -92,6 +92,7 @@ def test_the_backward_pass_of_a_convolution_keeps_its_two_operands_and_nothing_e
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(pull)) == x.nbytes + w.nbytes
 
 
+@pytest.mark.slow
 def test_no_number_of_the_training_step_is_wider_than_32_bits(call):
     text = call[0].as_text()
     assert "f32[" in text
@@ -99,6 +100,7 @@ def test_no_number_of_the_training_step_is_wider_than_32_bits(call):
     assert "c128[" not in text
 
 
+@pytest.mark.slow
 def test_the_state_is_donated_the_new_one_takes_its_place(call):
     program, (state, totals, *others) = call
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -366,7 +366,7 @@ def test_a_run_in_stages_is_examined_stage_by_stage(tmp_path, capsys):
     assert "The run has not ended." in text
 
 
-LOOK = {"diagnostics.every_steps": 4, "diagnostics.probes": 2}
+LOOK = {"diagnostics.every_steps": 4, "diagnostics.probes": 2, "method.noise": "none"}
 # Real runs that are made ill, and what has to be found among other things.
 SPOILED = {
     "steps of nothing": (
@@ -374,7 +374,7 @@ SPOILED = {
         {"stay as they were drawn", "Most latent weights do not move"},
     ),
     "a window that lets nothing through": (
-        {"method.window": 1e-6, "method.noise": "none"},
+        {"method.window": 1e-6},
         {"Most activations get no gradient", "Most latent weights get no gradient"},
     ),
     "steps that are far too long": (

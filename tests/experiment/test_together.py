@@ -83,6 +83,7 @@ def stopped(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_each_run_leaves_what_it_leaves_alone(company, whole, tmp_path):
     experiment.train(small_config(seed=1), tmp_path / "alone")
     for folder, other in ((company / "seed0", whole[0]), (company / "seed1", tmp_path / "alone")):
@@ -98,6 +99,7 @@ def test_each_run_leaves_what_it_leaves_alone(company, whole, tmp_path):
     assert rows(company / "seed0") != rows(company / "seed1")
 
 
+@pytest.mark.slow
 def test_runs_share_the_time_of_their_program(company):
     results = [json.loads((company / f"seed{k}" / "result.json").read_text()) for k in SEEDS]
     assert len({result["seconds"] for result in results}) == 1

@@ -220,6 +220,7 @@ def functions(model, axis_name=None):
     )
 
 
+@pytest.mark.slow
 def test_every_device_gives_what_one_device_gives_on_the_whole_batch(examples):
     state = init_state(
         Convolutional(METHOD), optax.sgd(RATE), jax.random.key(0), SHAPE, with_ema=False

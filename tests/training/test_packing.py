@@ -22,9 +22,10 @@ SHAPE = (8, 8, 1)
 # Latent rules, penalties, modules of their own, parameters and state of a quantizer.
 METHODS = [
     "fda",
-    "proxquant",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("xnor_net_pp", "bnn_plus", "bop")),
-    pytest.param("adabin", marks=pytest.mark.slow),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("proxquant", "xnor_net_pp", "bnn_plus", "bop", "adabin")
+    ),
 ]
 
 
