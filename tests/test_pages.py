@@ -1,4 +1,4 @@
-"""What the documentation's build makes: references from code, results from records, links."""
+"""What is made of the documentation: references from code, results from records, links."""
 
 import importlib
 import inspect
@@ -10,7 +10,16 @@ import pytest
 from fda_jax import data, deploy, experiment, layers, models, ops
 from fda_jax.layers import METHODS
 from tests.conftest import REPOSITORY
-from tools.pages import citation, configuration, links, measured, methods, notebooks, repository
+from tools.pages import (
+    citation,
+    configuration,
+    links,
+    made,
+    measured,
+    methods,
+    notebooks,
+    repository,
+)
 from tools.pages.comments import keys_of_base, knobs_of_methods
 
 CONFIGS = REPOSITORY / "configs"
@@ -87,6 +96,24 @@ def test_a_page_shows_what_was_measured_where_a_method_has_one_seed(record):
     if len(alone) == 1:
         assert f"{100 * record['last_test_accuracy']:.2f}" in table
     assert record["revision"][:8] in table
+
+
+@pytest.mark.parametrize("page", made.pages(), ids=lambda page: page.stem)
+def test_what_is_made_in_a_page_is_what_would_be_made_now(page):
+    assert page.read_text(encoding="utf-8") == made.filled(page), "run python -m tools.pages"
+
+
+def test_every_part_has_a_page():
+    parts = {
+        page.relative_to(methods.DOCS).as_posix(): [
+            match[2] for match in made.PART.finditer(page.read_text())
+        ]
+        for page in made.pages()
+    }
+    assert {
+        f"methods/{name}.md": ["knobs", "measured"] for name in METHODS
+    }.items() <= parts.items()
+    assert {part for found in parts.values() for part in found} == set(made.MADE)
 
 
 @pytest.mark.parametrize(

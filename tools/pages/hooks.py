@@ -14,8 +14,6 @@ from mkdocs.structure.pages import Page
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tools.pages import (
-    citation,
-    configuration,
     links,
     mathematics,
     methods,
@@ -25,16 +23,9 @@ from tools.pages import (
 
 # A warning here makes a strict build fail.
 LOG = logging.getLogger("mkdocs.hooks")
-MARKER = re.compile(r"<!-- made by the build: (\w+) -->")
 CELL = re.compile(r"<td.*?</td>", re.DOTALL)
 LONG_CODE = re.compile(r"(?<=<code>)[^<]{32,}")
 BREAK = re.compile(r"([./_]|::)(?=\w)")
-MADE = {
-    "methods": methods.overview,
-    "keys": configuration.reference,
-    "configurations": configuration.configurations,
-    "citation": citation.bibtex,
-}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -65,13 +56,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Fill in what is made from code and records, and turn links to their place in the site."""
+    """Turn links to their place in the site."""
     path = repository.sources()[page.file.src_uri]
     if path.suffix not in repository.PAGES:
         return markdown
-    if path.parent == methods.PAGES and path.stem in methods.NAMES:
-        markdown += methods.appendix(path.stem)
-    markdown = MARKER.sub(lambda match: MADE[match[1]](), markdown)
     return repository.with_site_links(markdown, path)
 
 

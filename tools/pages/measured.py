@@ -39,16 +39,17 @@ def results(method: str) -> str:
       method: a name of `METHODS`.
 
     Returns:
-      Markdown with links as of a page in docs/methods, a row for each configuration: mean and
-      sample standard deviation where there are several seeds.
+      Markdown with links as of a page in docs/methods, a row for each configuration, the longest
+      trainings first: mean and sample standard deviation where there are several seeds.
     """
-    rows = [
-        _row(folder, configuration.runs, group)
+    found = [
+        (folder, configuration.runs, group)
         for folder, runs in _records().items()
         for group in group_runs(run for run in runs if run.method == method)
         for configuration in group.configurations
     ]
-    return table(COLUMNS, rows, _NUMBERS) if rows else NOTHING
+    found.sort(key=lambda row: -row[1][0].planned_epochs)
+    return table(COLUMNS, [_row(*each) for each in found], _NUMBERS) if found else NOTHING
 
 
 def _row(folder: str, runs: Sequence[Run], group: Group) -> list[str]:

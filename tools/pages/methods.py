@@ -1,4 +1,4 @@
-"""The pages of the methods: their table, and what a page gets that is not written by hand."""
+"""The pages of the methods, and their table."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import yaml
 
 from fda_jax.layers import METHODS
-from tools.pages import configuration, measured
 from tools.pages.repository import DOCS
 
 PAGES = DOCS / "methods"
@@ -23,32 +22,6 @@ def overview() -> str:
         cells = (head[key] for key in ("title", "weights", "activations", "source"))
         lines.append(f"| [`{name}`]({name}.md) | {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
-
-
-def appendix(name: str) -> str:
-    """What follows the text of a method's page.
-
-    Args:
-      name: of `METHODS`.
-
-    Returns:
-      Its knobs, what has been measured, and where its row is documented.
-    """
-    return f"""
-
-## Knobs
-
-Set with `--config.KEY=VALUE` or `layers.make_method("{name}", ...)`.
-
-{configuration.knobs(name)}
-
-## Measured
-
-{measured.results(name)}
-
-Row of the table of methods: [`{name}`][fda_jax.layers.methods.{name}]. Terms and signs:
-[how to read a page](index.md#how-to-read-a-page).
-"""
 
 
 def read_head(name: str) -> Mapping[str, Any]:
