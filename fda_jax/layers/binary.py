@@ -18,6 +18,7 @@ from fda_jax.layers.quantizers import (
     WeightQuantizer,
     sow_penalty,
 )
+from fda_jax.ops.convolution import Padding
 
 # By which a sum of steps may miss 0 or 1.
 _ROUNDING = 1e-6
@@ -26,13 +27,16 @@ _ROUNDING = 1e-6
 class BinaryConv(nn.Module):
     """Convolution of binarized activations with binarized weights, no bias.
 
-    Forward: conv(quantize(a), quantize(w)). Padding is with zeros after binarisation, so a
-    border pixel sees 0, not -1 or +1 [FDA, released code].
+    Forward: conv(quantize(a), quantize(w)). The border is of zeros, laid round the image after
+    binarisation, so that a pixel there sees 0, not -1 or +1 [FDA, released code].
 
     Attributes:
       features: number of filters, >= 1.
       kernel_size: height and width in pixels, or one number for both.
       strides: step in pixels, the same for both axes.
+      padding: pixels of the border, one number for all sides or ((top, bottom), (left, right)); 0
+        for none. None centres the kernel on each `strides`-th pixel: (size - 1) // 2 before and
+        size // 2 behind.
       method: a name of `METHODS` or a `Method`.
       dtype: of the computation; latent weights stay float32.
 
@@ -57,6 +61,7 @@ class BinaryConv(nn.Module):
     features: int
     kernel_size: int | Sequence[int] = (3, 3)
     strides: int | Sequence[int] = 1
+    padding: int | Sequence[Sequence[int]] | None = None
     method: str | Method = "fda"
     dtype: jnp.dtype = jnp.float32
 
@@ -73,11 +78,13 @@ class BinaryConv(nn.Module):
             without it the layer is as at the end of training.
 
         Returns:
-          (batch, ceil(height / strides), ceil(width / strides), features), of `dtype`.
+          (batch, (height + top + bottom - kernel height) // strides + 1, ..., features), by default
+          (batch, ceil(height / strides), ...), of `dtype`.
 
         Raises:
-          ValueError: another number of axes, sizes that are none or unequal strides, training
-            without `progress`, or a known one outside of [0, 1].
+          ValueError: another number of axes, sizes that are none or unequal strides, a border that
+            is none or images with it smaller than the kernel, training without `progress`, or a
+            known one outside of [0, 1].
         """
         if a.ndim != 4:
             raise ValueError(
@@ -88,9 +95,15 @@ class BinaryConv(nn.Module):
         strides, other = _pair("strides", self.strides)
         if strides != other:
             raise ValueError(f"strides are {self.strides}: use the same for both axes")
+        padding = _border(self.padding, (height, width))
+        sides = [size + sum(around) for size, around in zip(a.shape[1:3], padding, strict=True)]
+        if sides[0] < height or sides[1] < width:
+            raise ValueError(
+                f"images of {a.shape[1]} by {a.shape[2]} pixels with the border {padding} hold no "
+                f"kernel of {height} by {width}: use larger images, a border, or a smaller kernel"
+            )
         shape = (height, width, a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
-        padding = (((height - 1) // 2, height // 2), ((width - 1) // 2, width // 2))
         if isinstance(binary_w, ops.SignKernel):
             y = ops.convolve_signs(binary_a, binary_w, strides, padding)
         else:
@@ -218,6 +231,25 @@ def _pair(name: str, sizes: int | Sequence[int]) -> tuple[int, int]:
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"{name} is {sizes}: use a whole number >= 1, or a pair of them")
     return pair[0], pair[1]
+
+
+def _border(padding: int | Sequence[Sequence[int]] | None, kernel: tuple[int, int]) -> Padding:
+    """Pixels before and behind each axis."""
+    if padding is None:
+        (top, bottom), (left, right) = [((size - 1) // 2, size // 2) for size in kernel]
+    elif isinstance(padding, int):
+        top = bottom = left = right = padding
+    else:
+        try:
+            (top, bottom), (left, right) = padding
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"padding is {padding}: use a whole number >= 0, ((top, bottom), (left, right)), "
+                "or None to centre the kernel"
+            ) from None
+    if min(top, bottom, left, right) < 0:
+        raise ValueError(f"padding is {padding}: use whole numbers >= 0")
+    return (top, bottom), (left, right)
 
 
 def _output(layer: BinaryConv | BinaryDense, y: jax.Array) -> jax.Array:

@@ -24,12 +24,14 @@ def windows(padded: np.ndarray, i: int, j: int, height: int, width: int, stride:
     return padded[:, i : i + stride * height : stride, j : j + stride * width : stride]
 
 
-def conv(a: np.ndarray, w: np.ndarray, stride: int = 1) -> np.ndarray:
+def conv(a: np.ndarray, w: np.ndarray, stride: int = 1, border=None) -> np.ndarray:
     """Convolution with zero padding, one kernel position at a time."""
     a = np.asarray(a, np.float64)
     kh, kw = w.shape[:2]
-    padded = np.pad(a, ((0, 0), padding(kh), padding(kw), (0, 0)))
-    height, width = ((side - 1) // stride + 1 for side in a.shape[1:3])
+    padded = np.pad(a, ((0, 0), *(border or (padding(kh), padding(kw))), (0, 0)))
+    height, width = (
+        (side - size) // stride + 1 for side, size in zip(padded.shape[1:3], (kh, kw), strict=True)
+    )
     out = np.zeros((len(a), height, width, w.shape[-1]))
     for i, j in np.ndindex(kh, kw):
         out += windows(padded, i, j, height, width, stride)[:, :height, :width] @ w[i, j]
@@ -106,6 +108,21 @@ def test_a_binary_dense_layer_is_a_product_of_scaled_signs(scale: str) -> None:
     layer = BinaryDense(4, method=with_scale(scale))
     out = layer.apply({"params": {"latent_kernel": w}}, a)
     np.testing.assert_allclose(out, signs(a) @ (signs(w) * scale_of(w, scale)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "given", "border"),
+    [
+        ((3, 3), 1, 0, ((0, 0), (0, 0))),
+        ((2, 3), 2, 1, ((1, 1), (1, 1))),
+        ((3, 1), 2, [[0, 2], (1, 0)], ((0, 2), (1, 0))),
+    ],
+)
+def test_a_border_is_as_wide_as_it_is_told(kernel, stride, given, border) -> None:
+    a, w = normal(2, 5, 6, 3), normal(*kernel, 3, 4, seed=1)
+    layer = BinaryConv(4, kernel, stride, given, method=NO_SCALE)
+    out = jax.jit(layer.apply)({"params": {"latent_kernel": w}}, a)
+    np.testing.assert_array_equal(out, conv(signs(a), signs(w), stride, border))
 
 
 def test_a_border_pixel_sees_zeros() -> None:
@@ -225,6 +242,10 @@ def test_sizes_are_numbers_or_pairs():
         ({"strides": (1, 2)}, (1, 5, 5, 2), r"strides are \(1, 2\): use the same"),
         ({"strides": 0}, (1, 5, 5, 2), "strides is 0: use a whole number >= 1"),
         ({"kernel_size": (3,)}, (1, 5, 5, 2), r"kernel_size is \(3,\): use .* or a pair"),
+        ({"padding": -1}, (1, 5, 5, 2), "padding is -1: use whole numbers >= 0"),
+        ({"padding": (1, 1)}, (1, 5, 5, 2), r"padding is \(1, 1\): use .* or None"),
+        ({"padding": "SAME"}, (1, 5, 5, 2), "padding is SAME: use .* or None"),
+        ({"padding": 0}, (1, 2, 5, 2), "2 by 5 pixels .* hold no kernel of 3 by 3"),
         ({}, (5, 5, 2), r"shape \(5, 5, 2\), but BinaryConv takes .* a\[None\]"),
     ],
 )
