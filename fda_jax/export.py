@@ -63,9 +63,10 @@ def _summary(path: Path, made: Release) -> str:
     if "onnx" in made.answers:
         parts = "bits of weights {binary:,} bytes, other numbers {real:,}, graph {program:,}"
     share = sizes["unpacked"] / made.file_bytes
+    # Of a tiny network the program is most of the file.
+    part = f"1/{share:.1f} of" if share > 1 else f"{1 / share:.1f} times"
     lines = [
-        f"{path}: {made.file_bytes:,} bytes, 1/{share:.1f} of its {sizes['unpacked']:,} bytes "
-        "in float32",
+        f"{path}: {made.file_bytes:,} bytes, {part} its {sizes['unpacked']:,} bytes in float32",
         f"  {parts.format(**sizes)}",
         f"  test accuracy of the run {made.run_accuracy:.2%}",
     ]
