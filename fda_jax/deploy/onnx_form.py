@@ -458,7 +458,7 @@ class _Graph:
             if not isinstance(dim, int):
                 raise self._refusal("picks some images of the batch")
             if along.min() < 0 or along.max() > dim - sizes[axis]:
-                raise self._refusal(f"picks element {along.max()} of {dim}, counted from 0")
+                raise self._refusal(f"picks elements {along.min()} to {along.max()} of {dim}")
         if places.ndim == 1:
             window = self._window(value, dict(zip(axes, places.tolist(), strict=True)), sizes)
             cut = _Value(tuple(sizes), window)
@@ -521,38 +521,42 @@ class _Graph:
         return self._reduce("ReduceSum", equation, value)
 
     def _of_reduce_window_max(self, equation: Any, value: _Value) -> str:
-        return self._pooled("MaxPool", equation.params, self.name_of(value))
+        return self._largest(equation.params, self.name_of(value))
 
     def _of_reduce_window_min(self, equation: Any, value: _Value) -> str:
-        least = self.node("Neg", [self.name_of(value)])
-        return self.node("Neg", [self._pooled("MaxPool", equation.params, least)])
+        negative = self.node("Neg", [self.name_of(value)])
+        return self.node("Neg", [self._largest(equation.params, negative)])
+
+    def _largest(self, params: Any, name: str) -> str:
+        dilations = list(params["window_dilation"][1:-1])
+        return self._pooled("MaxPool", params, name, dilations=dilations)
 
     def _of_reduce_window_sum(self, equation: Any, value: _Value) -> str:
-        params, name = equation.params, self.name_of(value)
-        mean = self._pooled("AveragePool", params, name, count_include_pad=1)
+        params = equation.params
+        if set(params["window_dilation"]) != {1}:
+            raise self._refusal("adds up windows with gaps")
+        mean = self._pooled("AveragePool", params, self.name_of(value), count_include_pad=1)
         count = self._number(math.prod(params["window_dimensions"]), equation.invars[0].aval.dtype)
         return self.node("Mul", [mean, count])
 
-    def _pooled(self, operator: str, params: Any, name: str, **more: Any) -> str:
+    def _pooled(self, operator: str, params: Any, name: str, **attributes: Any) -> str:
         """A reduction of windows over the axes between the first one and the last."""
         window, strides = params["window_dimensions"], params["window_strides"]
         low, high = zip(*params["padding"], strict=True)
-        dilation, rank = params["window_dilation"], len(window)
-        if rank < 3 or {window[0], window[-1], strides[0], strides[-1]} != {1}:
+        if len(window) < 3 or {window[0], window[-1], strides[0], strides[-1]} != {1}:
             raise self._refusal("reduces windows of images or channels")
         if any(pad >= size for pad, size in zip((*low, *high), window * 2, strict=True) if pad):
             raise self._refusal("reduces windows that may lie outside of the images")
-        if set(params["base_dilation"]) != {1} or (operator != "MaxPool" and set(dilation) != {1}):
-            raise self._refusal("reduces windows with gaps")
-        inner = slice(1, -1)
-        more = more or {"dilations": list(dilation[inner])}
+        if set(params["base_dilation"]) != {1}:
+            raise self._refusal("reduces windows of dilated images")
+        inner, rank = slice(1, -1), len(window)
         made = self.node(
             operator,
             [self._permuted(name, [0, rank - 1, *range(1, rank - 1)])],
             kernel_shape=list(window[inner]),
             strides=list(strides[inner]),
             pads=[*low[inner], *high[inner]],
-            **more,
+            **attributes,
         )
         return self._permuted(made, [0, *range(2, rank), 1])
 

@@ -229,7 +229,7 @@ def test_parts_of_programs_compute_the_same(part):
         (lambda x: lax.dynamic_slice_in_dim(x, x.max().astype(int), 1, 1), "cuts where the images"),
         (lambda x: x[0], "some images of the batch"),
         (lambda x: x[:, np.array([0, 1]), np.array([0, 1])], "several axes at once"),
-        (lambda x: x.at[:, np.array([4])].get(mode="fill"), "element 4 of 4"),
+        (lambda x: x.at[:, np.array([4])].get(mode="fill"), "elements 4 to 4 of 4"),
         (lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 1, 2), (1, 1, 1), "VALID"), "channels"),
         (lambda x: nn.avg_pool(x, (2,), (1,), [(2, 0)]), "outside of the images"),
         (
