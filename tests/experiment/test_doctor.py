@@ -239,15 +239,15 @@ def test_a_run_that_is_older_than_budgets_is_a_whole_one(tmp_path):
 
 
 RESULTS = REPOSITORY / "results"
-RECORDED = ("methods_resnet8", "cifar10_resnet20_5_epochs", "estimator_settings")
+RECORDED = ("methods_resnet8", "digits", "table2_2_epochs", "beta_1_epoch")
 
 
-def test_of_the_recorded_runs_the_one_that_guesses_is_found_and_no_other():
+def test_of_the_recorded_runs_those_that_guess_are_found_and_no_other():
     configs = [path for name in RECORDED for path in (RESULTS / name).rglob("config.json")]
     runs = [run for config in configs for run in findings.read(config.parent)]
-    assert len(runs) > 40
-    found = [(run.path.name, ill.what) for run in runs for ill in findings.examine(run)]
-    assert found == [("fda_omega_0.2", "The network guesses.")]
+    assert len(runs) > 100
+    found = [(run.path.parent.name, ill.what) for run in runs for ill in findings.examine(run)]
+    assert found == [("beta=5.0_clip_norm=1", "The network guesses.")] * 3
 
 
 def test_without_diagnostics_it_says_what_it_could_not_look_at(tmp_path, capsys):
