@@ -260,6 +260,7 @@ def rebuild(folder: Path) -> None:
     subprocess.run([sys.executable, script, folder], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(compact_cifar10() is None, reason="CIFAR-10 is not at ../shared/data/cifar10")
 def test_the_real_cifar10_has_its_published_shape_and_balance(
     tmp_path_factory: pytest.TempPathFactory,

@@ -69,6 +69,7 @@ def test_every_kind_of_network_answers_in_another_runtime(name, key):
     assert_same_answers(converted(model, variables, shape), model, variables, shape, key)
 
 
+@pytest.mark.slow
 def test_option_a_and_several_widths_answer_in_another_runtime(key):
     model = models.ResNet(
         stage_sizes=(1, 1), widths=(4, 8), num_classes=3, method=make_method("fda")

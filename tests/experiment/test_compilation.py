@@ -67,6 +67,7 @@ def test_a_second_process_finds_the_programs_and_a_damaged_one_is_compiled_anew(
     assert "Error reading persistent compilation cache entry" in said
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_used_costs_a_line_and_not_the_run(tmp_path):
     (tmp_path / "fda_jax").write_text("a file stands where the folder should")
     answers, said = run(tmp_path)

@@ -785,6 +785,7 @@ def test_a_sweep_with_an_axis_gets_a_figure_against_it(tmp_path, capsys):
         assert f"<!-- {words} -->" in drawn
 
 
+@pytest.mark.slow
 def test_figure_1_is_drawn_by_its_own_flag(tmp_path, capsys):
     assert report.main(["--figure1", str(tmp_path / "new")]) == 0
     assert str(tmp_path / "new" / "figure1.png") in capsys.readouterr().out

@@ -225,6 +225,7 @@ def test_a_run_killed_anywhere_ends_as_if_it_never_was(
     assert_same_run(tmp_path / "run", whole[0])
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_a_signal_inside_an_epoch_ends_as_if_it_never_was(
     whole, tmp_path, monkeypatch, capsys
 ):

@@ -45,12 +45,14 @@ def test_the_teacher_is_the_network_of_the_last_checkpoint_of_the_run_beside(tau
     chex.assert_trees_all_equal(few.knowledge, engaged.knowledge)
 
 
+@pytest.mark.slow
 def test_a_run_without_its_teacher_learns_something_else(taught, tmp_path):
     experiment.train(taught_config(**{"train.teacher": ""}), tmp_path / "run")
     one, two = ([row["loss"] for row in rows(path)] for path in (taught, tmp_path / "run"))
     assert np.min(np.abs(np.subtract(one, two))) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_is_the_run_that_was_never_stopped(taught):
     other = taught.parent / "other"
     shutil.copytree(taught, other)

@@ -25,6 +25,7 @@ def predecessor(path):
     return inherit.Predecessor(str(path), path.parent / "next")
 
 
+@pytest.mark.slow
 def test_a_file_of_all_that_a_run_ended_with_is_that_run(whole, variables, tmp_path):
     np.savez(tmp_path / "all.npz", **variables)
     built = setup.build(small_config())

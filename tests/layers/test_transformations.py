@@ -124,6 +124,7 @@ def test_every_method_can_share_a_batch(method):
     jax.jit(jax.grad(total)).trace(placed, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", ["0", "1"])
 def test_real_layers_have_their_second_derivatives_whoever_computes_them(switch, monkeypatch):
     """Reverse over reverse: the Hessian times a vector."""

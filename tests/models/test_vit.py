@@ -161,6 +161,7 @@ def weights_of(model, params, **kwargs) -> list[tuple]:
     ]
 
 
+@pytest.mark.slow
 def test_weights_are_soft_in_training_and_two_valued_at_inference() -> None:
     model, params = small("bnn_plus_plus"), initial("ste")
     inference = weights_of(model, params)
@@ -201,6 +202,7 @@ def test_it_overfits_a_batch() -> None:
     assert losses[-1] < 0.25 * losses[0]
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_latent_weight_and_every_real_parameter() -> None:
     _, gradient = jax.jit(loss_and_gradient)(initial("ste"), 0.0)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):

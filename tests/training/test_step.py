@@ -140,6 +140,7 @@ def test_four_devices_give_what_one_gives_on_the_same_global_batch(examples, one
     assert float(totals.loss) == pytest.approx(float(one_device[1].loss), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_vmap_with_an_axis_name_gives_what_one_device_gives(examples, one_device):
     model, state = start("devices")
     step = step_of(model, "devices")
