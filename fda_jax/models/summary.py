@@ -83,5 +83,6 @@ def _fate(path: tuple[str, ...]) -> str:
 
 
 def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    # A variable of Flax NNX is no leaf, but holds one.
-    return tuple(entry.key for entry in path if not isinstance(entry, jax.tree_util.GetAttrKey))
+    # A variable of Flax NNX is no leaf, but holds one; modules in a list are numbered.
+    keys = (entry.key for entry in path if not isinstance(entry, jax.tree_util.GetAttrKey))
+    return tuple(map(str, keys))

@@ -298,6 +298,7 @@ def test_a_rule_finds_the_latent_weights_of_a_network_of_nnx():
             conv = nnx.bridge.ToNNX(BinaryConv(2, 1, method="binaryconnect"), rngs=rngs)
             self.conv = conv.lazy_init(jnp.zeros((1, 1, 1, 3)))
             self.classifier = nnx.Linear(2, 4, rngs=rngs)
+            self.others = nnx.List([nnx.Linear(1, 1, rngs=rngs)])
 
     model = Small(nnx.Rngs(0))
     before = np.asarray(model.conv.latent_kernel[...]), np.asarray(model.classifier.kernel[...])
