@@ -37,10 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--checkpoint", choices=CHECKPOINTS, default="last", help="best is picked on the test set"
     )
     parser.add_argument("--data_dir", help="where the data lie now")
+    parser.add_argument(
+        "--qonnx",
+        action="store_true",
+        help="with .onnx: say what is binary by QONNX's operator, for compilers of hardware",
+    )
     flags = parser.parse_args(argv)
     try:
         made = release(
-            flags.folder, flags.out, checkpoint=flags.checkpoint, data_dir=flags.data_dir
+            flags.folder,
+            flags.out,
+            checkpoint=flags.checkpoint,
+            data_dir=flags.data_dir,
+            qonnx=flags.qonnx,
         )
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
@@ -53,6 +62,7 @@ _ARITHMETICS = {
     "real": "in floating point",
     "bits": "by counting bits",
     "onnx": "in ONNX Runtime, in float32",
+    "qonnx": "in ONNX Runtime, in float32",
 }
 
 
@@ -62,6 +72,8 @@ def _summary(path: Path, made: Release) -> str:
     parts += "compression"
     if "onnx" in made.answers:
         parts = "bits of weights {binary:,} bytes, other numbers {real:,}, graph {program:,}"
+    if "qonnx" in made.answers:
+        parts = "weights -1 and 1 {binary:,} bytes, other numbers {real:,}, graph {program:,}"
     share = sizes["unpacked"] / made.file_bytes
     # Of a tiny network the program is most of the file.
     part = f"1/{share:.1f} of" if share > 1 else f"{1 / share:.1f} times"

@@ -101,6 +101,7 @@ def to_onnx(
     mean: Sequence[float],
     std: Sequence[float],
     facts: Mapping[str, Any] | None = None,
+    qonnx: bool = False,
 ) -> Any:
     """Freeze a network for inference elsewhere: as an ONNX model, which needs no JAX.
 
@@ -116,6 +117,9 @@ def to_onnx(
       mean: of each channel, see `data.normalize`.
       std: of each channel, likewise.
       facts: what the file is to say besides, as metadata; values that JSON can hold.
+      qonnx: make a QONNX model, which says what is binary to the compilers that build hardware:
+        nodes BipolarQuant make each binary kernel, and the signs of activations. Its weights are
+        float32, -1 and 1. It runs wherever one of ONNX's operators alone does.
 
     Returns:
       An `onnx.ModelProto` of operators of version 18: "images" uint8 (batch, *image_shape), 0 to
@@ -130,13 +134,17 @@ def to_onnx(
     """
     if hasattr(model, "dtype"):
         model = model.clone(dtype=jnp.float32)
-    predict, _, used, *_ = _frozen(model, variables, image_shape, mean, std)
+    predict, real, used, binary, methods = _frozen(model, variables, image_shape, mean, std)
+    kernels = None
+    if qonnx:
+        used, binary, kernels = _of_numbers(used, binary)
+        predict = _program(model, real, binary, methods, mean, std, kernel)
     predict = _for_any_batch(predict)
     texts = {
         name: fact if isinstance(fact, str) else json.dumps(fact)
         for name, fact in (facts or {}).items()
     }
-    return onnx_form.to_model(predict, used, image_shape, texts)
+    return onnx_form.to_model(predict, used, image_shape, texts, kernels=kernels)
 
 
 def _frozen(
@@ -229,6 +237,22 @@ def _packed(kernels: Mapping[str, np.ndarray]) -> tuple[Arrays, dict[str, Any]]:
         else:
             arrays[f"{layer}/planes"], arrays[f"{layer}/levels"] = packed.planes, packed.levels
     return arrays, binary
+
+
+def _of_numbers(
+    arrays: Arrays, binary: Mapping[str, Any]
+) -> tuple[Arrays, dict[str, Any], list[str]]:
+    """What `_packed` says with every kernel as numbers, and the names of those of one bit."""
+    numbers, layers, of_a_bit = dict(arrays), {}, []
+    for layer, facts in binary.items():
+        name = f"{layer}/kernel"
+        layers[layer] = {**facts, "bits": None}
+        numbers[name] = np.asarray(kernel(arrays, layer, facts))
+        if facts["bits"] is not None:
+            del numbers[f"{layer}/planes"], numbers[f"{layer}/levels"]
+        if facts["bits"] == 1:
+            of_a_bit.append(name)
+    return numbers, layers, of_a_bit
 
 
 def _program(

@@ -222,7 +222,7 @@ def _kept(arrays: Mapping[str, np.ndarray]) -> Mapping[str, jax.Array]:
         return jax.device_put(dict(arrays))
 
 
-def kernel(arrays: Mapping[str, jax.Array], layer: str, facts: Mapping[str, Any]) -> jax.Array:
+def kernel(arrays: Mapping[str, Any], layer: str, facts: Mapping[str, Any]) -> jax.Array:
     """The kernel of a binary layer, (..., filters), float32, of its entry in "binary"."""
     if facts["bits"] is None:
         return arrays[f"{layer}/kernel"]

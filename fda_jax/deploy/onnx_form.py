@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -13,12 +13,13 @@ import numpy as np
 from jax import export
 
 from fda_jax.data.errors import require
+from fda_jax.deploy import qonnx
 
 # ONNX's version of 2022-12, the first with operators on bits, and the file format of that time.
 OPSET, IR_VERSION = 18, 8
 INPUT, OUTPUT, BATCH = "images", "logits", "batch"
-# End of the names of arrays whose bits are weights.
-BITS = "/planes"
+# Ends of the names of arrays whose bits are weights, and of those whose elements are -1 and 1.
+BITS, SIGNS = "/planes", "/signs"
 
 # JAX's primitives with an operator of their own, element by element.
 _ELEMENTWISE = {
@@ -102,8 +103,14 @@ def to_model(
     arrays: Mapping[str, np.ndarray],
     image_shape: Sequence[int],
     facts: Mapping[str, str],
+    *,
+    kernels: Collection[str] | None = None,
 ) -> Any:
     """A program as an ONNX model, which takes uint8 images (batch, *image_shape), any batch.
+
+    As a QONNX model it says what is binary: a node BipolarQuant makes each binary kernel of signs
+    and a scale, and the signs of activations of activations. The model holds the operator's
+    definition, too, so that a runtime which knows nothing of QONNX runs it.
 
     Args:
       predict: (arrays, images) -> float32 logits (batch, classes).
@@ -111,6 +118,8 @@ def to_model(
         and computes with when it runs; what follows from the others alone is computed here.
       image_shape: of one image.
       facts: of the model's metadata, text by name.
+      kernels: names of those arrays (..., filters) that are binary kernels, of two values a filter,
+        for a QONNX model; None for one of ONNX's operators alone.
 
     Returns:
       An `onnx.ModelProto`.
@@ -123,11 +132,12 @@ def to_model(
     from onnx import helper
 
     (batch,) = export.symbolic_shape(BATCH)
-    images = jax.ShapeDtypeStruct((batch, *image_shape), np.uint8)
+    pixels = np.dtype(np.uint8 if kernels is None else np.float32)
+    images = jax.ShapeDtypeStruct((batch, *image_shape), pixels)
     traced = jax.make_jaxpr(predict)(
         {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}, images
     )
-    graph = _Graph(batch)
+    graph = _Graph(batch, None if kernels is None else [arrays[name] for name in kernels])
     given = [
         graph.initializer(arrays[name], name) if name.endswith(BITS) else _known(arrays[name])
         for name in sorted(arrays)  # the order in which JAX takes a dictionary
@@ -137,19 +147,28 @@ def to_model(
     given.append(_Value(images.shape, INPUT))
     (logits,) = graph.translate(traced.jaxpr, traced.consts, given)
     (shape,) = (variable.aval.shape for variable in traced.jaxpr.outvars)
-    graph.node("Identity", [graph.name_of(graph.whole(logits, shape))], outputs=[OUTPUT])
+    nodes, initializers = graph.finished(graph.whole(logits, shape))
     described = [
         helper.make_tensor_value_info(
             name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), [BATCH, *sizes]
         )
-        for name, dtype, sizes in ((INPUT, np.uint8, image_shape), (OUTPUT, np.float32, shape[1:]))
+        for name, dtype, sizes in ((INPUT, pixels, image_shape), (OUTPUT, np.float32, shape[1:]))
     ]
     made = helper.make_graph(
-        graph.nodes, "network", described[:1], described[1:], initializer=graph.initializers
+        nodes, "network", described[:1], described[1:], initializer=initializers
     )
-    opset = [helper.make_opsetid("", OPSET)]
+    opsets, functions = [helper.make_opsetid("", OPSET)], []
+    if kernels is not None:
+        opsets.append(helper.make_opsetid(qonnx.DOMAIN, 1))
+        functions.append(qonnx.definition(OPSET))
+    if kernels is not None:  # whole numbers of 8 bits, as floating-point ones
+        made.quantization_annotation.append(qonnx.annotation(INPUT, "UINT8"))
     model = helper.make_model(
-        made, opset_imports=opset, ir_version=IR_VERSION, producer_name="fda_jax"
+        made,
+        opset_imports=opsets,
+        functions=functions,
+        ir_version=IR_VERSION,
+        producer_name="fda_jax",
     )
     helper.set_model_props(model, dict(facts))
     onnx.checker.check_model(model, full_check=True)
@@ -159,18 +178,24 @@ def to_model(
 class _Graph:
     """An ONNX graph under construction.
 
-    Attributes:
-      nodes: so far, in the order in which they run.
-      initializers: arrays that the graph holds.
+    Args:
+      batch: size of the batch, a symbol.
+      kernels: arrays (..., filters) that are binary kernels, for a graph of QONNX; or None.
     """
 
-    def __init__(self, batch: Any) -> None:
+    def __init__(self, batch: Any, kernels: Sequence[np.ndarray] | None) -> None:
         from onnx import helper, numpy_helper
 
-        self.nodes: list[Any] = []
-        self.initializers: list[Any] = []
+        self._nodes: list[Any] = []
+        self._initializers: list[Any] = []
+        self._is_qonnx = kernels is not None
+        # The operator and the inputs that made a tensor, and the array of one that is held.
+        self._made: dict[str, tuple[str, list[str]]] = {}
+        self._arrays: dict[str, np.ndarray] = {}
         # By identity, with the array, so that the identity stays taken.
         self._names: dict[int, tuple[np.ndarray, str]] = {}
+        # Likewise, the binary kernels and their axis of filters.
+        self._filters = {id(kernel): (kernel, kernel.ndim - 1) for kernel in kernels or ()}
         self._helper, self._numpy_helper, self._batch = helper, numpy_helper, batch
         self._constants: dict[Any, str] = {}
         self._count = 0
@@ -204,8 +229,24 @@ class _Graph:
     ) -> str:
         """Add a node; the name of its (first) result."""
         names = list(outputs) or [self._fresh()]
-        self.nodes.append(self._helper.make_node(operator, list(inputs), names, **attributes))
+        self._nodes.append(self._helper.make_node(operator, list(inputs), names, **attributes))
+        self._made[names[0]] = (operator, list(inputs))
         return names[0]
+
+    def finished(self, result: _Value) -> tuple[list[Any], list[Any]]:
+        """The nodes in the order in which they run, and the arrays, that make the output."""
+        name = self.name_of(result)
+        if name not in self._made:  # no node's
+            name = self.node("Identity", [name])
+        nodes, needed = [], {name}
+        for node in reversed(self._nodes):
+            if needed.isdisjoint(node.output):
+                continue
+            nodes.append(node)
+            needed.update(node.input)
+            for names in (node.input, node.output):
+                names[:] = [OUTPUT if each == name else each for each in names]
+        return nodes[::-1], [array for array in self._initializers if array.name in needed]
 
     def call(self, array: np.ndarray, name: str) -> None:
         """Give a known array the name under which the graph holds it, if it comes to."""
@@ -214,7 +255,7 @@ class _Graph:
     def initializer(self, array: np.ndarray, name: str) -> _Value:
         """Have the graph hold an array."""
         array = np.asarray(array, order="C")
-        self.initializers.append(self._numpy_helper.from_array(array, name))
+        self._initializers.append(self._numpy_helper.from_array(array, name))
         return _Value(array.shape, name)
 
     def name_of(self, value: _Value) -> str:
@@ -222,11 +263,52 @@ class _Graph:
         array = value.array
         if array is None:
             return value.name
-        key = (array.tobytes(), array.shape, array.dtype.str)
-        if key not in self._constants:
+        _, axis = self._filters.get(id(array), (None, None))
+        key = (array.tobytes(), array.shape, array.dtype.str, axis)
+        # Compilers of QONNX want an array of its own for each node.
+        if self._is_qonnx or key not in self._constants:
             _, name = self._names.pop(id(array), (None, ""))
-            self._constants[key] = self.initializer(array, name or self._fresh()).name
+            if axis is None:
+                made = self.initializer(array, name or self._fresh()).name
+                self._arrays[made] = array
+            else:
+                made = self._kernel(array, axis, name)
+            self._constants[key] = made
         return self._constants[key]
+
+    def _kernel(self, kernel: np.ndarray, axis: int, name: str) -> str:
+        """A kernel of two values for each filter, the places of an axis, as signs times a scale."""
+        signs, scale, middle = self._split(kernel, axis, name)
+        made = self._bipolar(self.name_of(signs), self.name_of(scale))
+        is_symmetric = not np.any(middle.array)
+        return made if is_symmetric else self.node("Add", [made, self.name_of(middle)])
+
+    def _weights(self, value: _Value, axis: int) -> tuple[str, _Value]:
+        """The name of a product's weights, and what is to be multiplied by afterwards, where their
+        filters are the places of an axis: sums of signs are whole numbers, and exact.
+        """
+        kernel, of_filters = self._filters.get(id(value.array), (None, None))
+        if kernel is not None and of_filters == axis:
+            _, name = self._names.get(id(kernel), (None, ""))
+            signs, scale, middle = self._split(kernel, axis, name)
+            if not np.any(middle.array):
+                return self._bipolar(self.name_of(signs), self._number(1, np.float32)), scale
+        return self.name_of(value), _known(np.ones((), np.float32))
+
+    def _split(self, kernel: np.ndarray, axis: int, name: str) -> tuple[_Value, _Value, _Value]:
+        """Signs, scale and middle, see `qonnx.split`, under the name of the kernel's layer."""
+        signs, scale, middle = qonnx.split(kernel, axis)
+        layer = name.rpartition("/")[0]
+        self.call(signs, f"{layer}{SIGNS}")
+        self.call(scale, f"{layer}/scale")
+        return _known(signs), _known(scale), _known(middle)
+
+    def _bipolar(self, x: str, scale: str) -> str:
+        return self.node(qonnx.OPERATOR, [x, scale], domain=qonnx.DOMAIN)
+
+    def _scaled(self, name: str, scale: _Value) -> str:
+        is_one = scale.array is not None and np.all(scale.array == 1)
+        return name if is_one else self.node("Mul", [name, self.name_of(scale)])
 
     def whole(self, value: _Value, shape: Sequence[Any]) -> _Value:
         """A value whose elements are all there."""
@@ -280,6 +362,8 @@ class _Graph:
             )
         if name in _IDENTITIES:
             return list(inputs)
+        if name == "select_n" and inputs[0].array is not None and inputs[0].array.size == 1:
+            return [inputs[1 + int(inputs[0].array.item())]]
         shapes = [variable.aval.shape for variable in equation.outvars]
         if name == "broadcast_in_dim":
             return [self._spread(inputs[0], params["broadcast_dimensions"], len(shapes[0]))]
@@ -332,6 +416,11 @@ class _Graph:
         """What is made element by element; the name of its tensor."""
         name, params = equation.primitive.name, equation.params
         dtype = equation.invars[0].aval.dtype
+        # Another operand has all axes.
+        inputs = [
+            value if value.array is None else self._shaped(value, _without_first_ones(value.shape))
+            for value in inputs
+        ]
         names = [self.name_of(value) for value in inputs]
         match name:
             case "cbrt":
@@ -369,7 +458,8 @@ class _Graph:
             case "select_n":
                 if dtype != np.bool_ or len(names) != 3:
                     raise self._refusal(f"selects by {dtype}, and ONNX by a truth value alone")
-                return self.node("Where", [names[0], names[2], names[1]])
+                signs = self._signs_of(*inputs) if self._is_qonnx else ""
+                return signs or self.node("Where", [names[0], names[2], names[1]])
             case "shift_right_logical":
                 return self.node("BitShift", names, direction="RIGHT")
             case "square":
@@ -377,6 +467,24 @@ class _Graph:
         if name in _LOGICAL:
             return self.node(_LOGICAL[name][dtype != np.bool_], names)
         return self.node(_ELEMENTWISE[name], names)
+
+    def _signs_of(self, condition: _Value, no: _Value, yes: _Value) -> str:
+        """The name of signs, as QONNX has them, if the choice between two values is one of signs;
+        or else ""."""
+        operator, (x, *to) = self._made.get(condition.name, ("", ["", ""]))
+        if operator == "Not" and self._made.get(x) == ("Equal", [yes.name] * 2):
+            # What is no number stays so; hardware has none.
+            return no.name if no.shape == yes.shape else ""
+        positive, negative = (yes, no) if operator.startswith("Greater") else (no, yes)
+        arrays = positive.array, negative.array, self._arrays.get(to[0])
+        if operator not in _COMPARISONS or not all(map(_is_real_number, arrays)):
+            return ""
+        high, low, zero = (cast(np.ndarray, array).item() for array in arrays)
+        if zero != 0 or low != -high or high <= 0:
+            return ""
+        if operator in ("Greater", "LessOrEqual"):
+            x = self.node("Sub", [x, self._number(qonnx.LEAST, np.float32)])
+        return self._bipolar(x, self._number(high, np.float32))
 
     # A method for each of the other primitives, by its name. They take the equation and the values
     # that it reads, and return the name of the result, or names of several.
@@ -399,17 +507,18 @@ class _Graph:
         low, high = zip(*params["padding"], strict=True)
         if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
             raise self._refusal("convolves dilated images or groups of images, which ONNX does not")
+        kernel = self._turned(kernel, numbers.rhs_spec)
+        weights, scale = self._weights(kernel, 0)
         made = self.node(
             "Conv",
-            [
-                self._permuted(self.name_of(images), numbers.lhs_spec),
-                self._permuted(self.name_of(kernel), numbers.rhs_spec),
-            ],
+            [self._permuted(self.name_of(images), numbers.lhs_spec), weights],
+            kernel_shape=list(kernel.shape[2:]),
             strides=list(params["window_strides"]),
             pads=[*low, *high],
             dilations=list(params["rhs_dilation"]),
             group=params["feature_group_count"],
         )
+        made = self._scaled(made, self._shaped(scale, scale.shape[:1] + scale.shape[2:]))
         return self._permuted(made, np.argsort(numbers.out_spec).tolist())
 
     def _of_cumsum(self, equation: Any, value: _Value) -> str:
@@ -430,7 +539,8 @@ class _Graph:
         rows_of_left = ([*left_batch], rows) if left_batch else (rows,)
         a = self._grouped(left, *rows_of_left, left_sum)
         b = self._grouped(right, right_batch, right_sum, columns)
-        product = self.node("MatMul", [self.name_of(a), self.name_of(b)])
+        weights, scale = self._weights(b, len(b.shape) - 1)
+        product = self._scaled(self.node("MatMul", [self.name_of(a), weights]), scale)
         made = _Value((*a.shape[:-1], b.shape[-1]), product)
         return self.name_of(self._shaped(made, equation.outvars[0].aval.shape))
 
@@ -478,10 +588,7 @@ class _Graph:
 
     def _grouped(self, value: _Value, kept: Sequence[int], *groups: Sequence[int]) -> _Value:
         """A value with some of its axes first, and behind them one for each group of the others."""
-        order = [*kept, *itertools.chain(*groups)]
-        turned = _Value(
-            tuple(value.shape[i] for i in order), self._permuted(self.name_of(value), order)
-        )
+        turned = self._turned(value, [*kept, *itertools.chain(*groups)])
         sizes = [math.prod(value.shape[i] for i in group) for group in groups]
         return self._shaped(turned, (*turned.shape[: len(kept)], *sizes))
 
@@ -620,12 +727,27 @@ class _Graph:
         inputs = [[self.name_of(value), self.name_of(place)] for place in places]
         return [self.node("Gather", each, axis=axis) for each in inputs]
 
+    def _turned(self, value: _Value, order: Sequence[int]) -> _Value:
+        """A value with its axes in another order."""
+        array = value.array
+        if array is None:
+            shape = tuple(value.shape[i] for i in order)
+            return _Value(shape, self._permuted(value.name, order))
+        turned = array.transpose(order)
+        if id(array) in self._names:
+            self.call(turned, self._names.pop(id(array))[1])
+        if id(array) in self._filters:
+            self._filters[id(turned)] = (turned, order.index(self._filters[id(array)][1]))
+        return _known(turned)
+
     def _permuted(self, name: str, order: Sequence[int]) -> str:
         if list(order) == list(range(len(order))):
             return name
         return self.node("Transpose", [name], perm=list(order))
 
 
+# Those by which signs are told.
+_COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual")
 # Beyond the end of any axis.
 _END = 2**31
 
@@ -638,6 +760,10 @@ def _wide(dtype: Any) -> np.dtype:
     """What stands for a type: float32 for narrower ones, with which few runtimes compute."""
     is_real = jnp.issubdtype(dtype, jnp.floating)
     return np.dtype(np.float32) if is_real else np.dtype(dtype)
+
+
+def _is_real_number(array: np.ndarray | None) -> bool:
+    return array is not None and array.size == 1 and array.dtype == np.float32
 
 
 def _arrays(values: Sequence[_Value]) -> list[np.ndarray] | None:
@@ -655,6 +781,10 @@ def _joined(shapes: Sequence[tuple[Any, ...]]) -> tuple[Any, ...]:
     rank = max(map(len, shapes))
     long = [shape for shape in shapes if len(shape) == rank]
     return tuple(next((d for d in dims if not _is_one(d)), 1) for dims in zip(*long, strict=True))
+
+
+def _without_first_ones(shape: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(itertools.dropwhile(_is_one, shape))
 
 
 def _is_one(dim: Any) -> bool:

@@ -44,13 +44,13 @@ class Release:
 
     Attributes:
       facts: what the file says of where it comes from.
-      sizes: bytes, see `deploy.PackedNetwork.sizes`; of an ONNX file "binary" are the bits alone,
-        "real" all other numbers that it holds, and "program" the rest of it.
+      sizes: bytes, see `deploy.PackedNetwork.sizes`; of an ONNX file "binary" are the bits or
+        signs alone, "real" all other numbers that it holds, and "program" the rest of it.
       file_bytes: size of the file.
       examples: number of test images.
       run_accuracy: of the run's own network on them, in [0, 1].
       answers: of the file's network, by the arithmetic, "real" and, where it can be had, "bits"; of
-        an ONNX file "onnx", for ONNX Runtime's.
+        an ONNX file "onnx", or "qonnx" of a QONNX one, for ONNX Runtime's.
     """
 
     facts: Mapping[str, Any]
@@ -67,6 +67,7 @@ def release(
     *,
     checkpoint: str = "last",
     data_dir: str | None = None,
+    qonnx: bool = False,
 ) -> Release:
     """Write the network of a run into one file, and compare its answers with the run's.
 
@@ -76,6 +77,7 @@ def release(
         `deploy.to_onnx`, a `deploy.PackedNetwork` if with .npz.
       checkpoint: "last", or "best", which is picked on the test set itself.
       data_dir: where the data lie now, in place of the configuration's data.dir.
+      qonnx: make the ONNX model one of QONNX, see `deploy.to_onnx`.
 
     Returns:
       A `Release`.
@@ -83,8 +85,8 @@ def release(
     Raises:
       WorkdirError: there is no run or no such checkpoint in the folder, or the file exists or
         cannot be written.
-      ValueError, CheckpointError: as `experiment.evaluate`; or another ending, a weight that is
-        not finite, or what an ONNX file needs is not installed.
+      ValueError, CheckpointError: as `experiment.evaluate`; or another ending, also than .onnx
+        with `qonnx`, a weight that is not finite, or what an ONNX file needs is not installed.
     """
     out = Path(out)
     if out.suffix.lower() not in (".npz", ".onnx"):
@@ -93,6 +95,8 @@ def release(
             "other programs run: give it one of these two endings"
         )
     is_onnx = out.suffix.lower() == ".onnx"
+    if qonnx and not is_onnx:
+        raise ValueError(f"{out} is to be a QONNX model: name it {out.stem}.onnx")
     if is_onnx:
         require("onnxruntime", extra="onnx", purpose="comparing an ONNX file with its run")
     if checkpoint not in saved.CHECKPOINTS:
@@ -116,7 +120,7 @@ def release(
     network = deploy.freeze(*trained_network, **settings)
     try:
         if is_onnx:
-            model = deploy.to_onnx(*trained_network, **settings)
+            model = deploy.to_onnx(*trained_network, **settings, qonnx=qonnx)
             written = model.SerializeToString()
             sizes = {**_sizes(model, len(written)), "unpacked": network.sizes()["unpacked"]}
             write_whole(out, lambda file: file.write(written))
@@ -125,7 +129,10 @@ def release(
             network.save(out)
     except OSError as error:
         raise WorkdirError(f"{out} could not be written ({error.strerror or error})") from error
-    readers = {"onnx": _in_onnx_runtime(out)} if is_onnx else _in_jax(deploy.load(out))
+    if is_onnx:
+        readers = {"qonnx" if qonnx else "onnx": _in_onnx_runtime(out)}
+    else:
+        readers = _in_jax(deploy.load(out))
     examples, run_accuracy, answers = _compared(experiment, variables, readers)
     return Release(facts, sizes, out.stat().st_size, examples, run_accuracy, answers)
 
@@ -134,7 +141,8 @@ def _sizes(model: Any, written: int) -> dict[str, int]:
     """Of an ONNX model and its bytes."""
     sizes = {"binary": 0, "real": 0}
     for tensor in model.graph.initializer:
-        kind = "binary" if tensor.name.endswith(onnx_form.BITS) else "real"
+        is_binary = tensor.name.endswith((onnx_form.BITS, onnx_form.SIGNS))
+        kind = "binary" if is_binary else "real"
         sizes[kind] += len(tensor.raw_data)
     return {**sizes, "program": written - sum(sizes.values())}
 
@@ -150,7 +158,9 @@ def _in_onnx_runtime(path: Path) -> Reader:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {onnx_form.INPUT: np.asarray(images)})[0]
+    (taken,) = session.get_inputs()
+    pixels = np.uint8 if taken.type == "tensor(uint8)" else np.float32
+    return lambda images: session.run(None, {taken.name: np.asarray(images, pixels)})[0]
 
 
 def _facts(trained: SavedRun, workdir: Path, step: int) -> dict[str, object]:

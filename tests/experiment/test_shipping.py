@@ -58,6 +58,21 @@ def test_an_onnx_file_answers_as_its_run_in_another_runtime(whole, tmp_path, cap
     assert "net.onnx exists already" in capsys.readouterr().err
 
 
+def test_a_qonnx_file_answers_as_its_run_in_another_runtime(whole, tmp_path, capsys):
+    folder, result = whole
+    out = tmp_path / "net.onnx"
+    assert export.main([str(folder), f"--out={out}", "--qonnx"]) == 0
+    printed = capsys.readouterr().out
+    examples, accuracy = result["test_examples"], f"{result['last_test_accuracy']:.2%}"
+    same = f"{accuracy}: {examples:,} of {examples:,} answers are the run's"
+    assert f"in ONNX Runtime, in float32 {same}" in printed
+    assert f"weights -1 and 1 {4 * 2 * 3 * 3 * 8 * 8:,} bytes" in printed
+    assert "BipolarQuant" in {node.op_type for node in onnx.load(out).graph.node}
+    assert export.main([str(folder), f"--out={tmp_path / 'net.npz'}", "--qonnx"]) == 1
+    assert "name it net.onnx" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_without_a_compiler_either_file_is_written(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(native, "kernels", lambda: None)
     for name in ("net.npz", "net.onnx"):

@@ -1,0 +1,207 @@
+"""QONNX models say what is binary, and answer as the networks do, in QONNX's own tools too."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from fda_jax import deploy, layers, models
+from fda_jax.deploy import onnx_form
+from fda_jax.layers import make_method
+from tests.deploy.test_freezing import (
+    MEAN,
+    METHODS_OF_A_BIT,
+    METHODS_OF_OTHER_LEVELS,
+    SHAPE,
+    STD,
+    logits,
+    pictures,
+    several,
+    tiny,
+    trained,
+)
+
+
+def converted(model, variables, shape=SHAPE):
+    channels = shape[-1]
+    return deploy.to_onnx(
+        model, variables, shape, mean=MEAN * channels, std=STD * channels, qonnx=True
+    )
+
+
+def run(made, images):
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    (answers,) = session.run(None, {"images": images.astype(np.float32)})
+    return answers
+
+
+def of_signs(made):
+    """Of every product: whether its images, and whether its weights, are signs, scaled or moved."""
+    made_by = {name: node for node in made.graph.node for name in node.output}
+
+    def ends_in_signs(name):
+        node = made_by.get(name)
+        while node is not None and node.op_type in ("Transpose", "Add", "Mul"):
+            node = made_by.get(node.input[0], made_by.get(node.input[-1]))
+        return node is not None and node.op_type == "BipolarQuant"
+
+    products = [node for node in made.graph.node if node.op_type in ("Conv", "MatMul")]
+    return [tuple(map(ends_in_signs, node.input)) for node in products]
+
+
+@several
+def test_a_model_of_every_method_says_what_is_binary_and_answers_as_the_network(method, key):
+    model = tiny(method=make_method(method))
+    variables = trained(model, SHAPE, key)
+    made = converted(model, variables)
+    images = pictures(SHAPE, key, 4)
+    wanted = logits(model, variables, images)
+    np.testing.assert_allclose(run(made, images), wanted, atol=1e-5 * np.abs(wanted).max())
+    # AdaBin and ABC-Net have signs, moved and scaled.
+    of_images = method not in METHODS_OF_OTHER_LEVELS - {"adabin", "abc_net"}
+    layer = (of_images, method in METHODS_OF_A_BIT)
+    assert of_signs(made) == [(False, False), layer, layer, (False, False)]
+
+
+class Dense(nn.Module):
+    """Binary throughout."""
+
+    method: str = "fda"
+
+    @nn.compact
+    def __call__(self, x, train=False, progress=None):
+        x = x.reshape(x.shape[0], -1)
+        x = layers.BinaryDense(8, method=self.method)(x, train, progress)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return layers.BinaryDense(3, method=self.method)(x, train, progress)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.build("resnet_digits", method="fda", num_classes=10),
+        models.build("vgg_small", method="binarynet", num_classes=3),
+        Dense(),
+    ],
+)
+def test_tools_of_qonnx_run_it_and_count_the_same(model, key):
+    # An oracle that is not ours.
+    pytest.importorskip("qonnx", reason="QONNX's tools: pip install qonnx")
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_datatypes import InferDataTypes
+    from qonnx.util.cleanup import cleanup_model
+    from qonnx.util.inference_cost import inference_cost
+
+    shape = (32, 32, 1) if isinstance(model, models.VGGSmall) else SHAPE
+    variables = trained(model, shape, key)
+    theirs = ModelWrapper(converted(model, variables, shape))
+    theirs = cleanup_model(theirs, override_inpsize=(1, *shape)).transform(InferDataTypes())
+    (images,), (answers,) = theirs.graph.input, theirs.graph.output
+    assert str(theirs.get_tensor_datatype(images.name)) == "UINT8"
+    for image in pictures(shape, key, 2):
+        given = {images.name: image[None].astype(np.float32)}
+        answer = execute_onnx(theirs, given)[answers.name]
+        wanted = logits(model, variables, image[None])
+        np.testing.assert_allclose(answer, wanted, atol=1e-5 * np.abs(wanted).max())
+    summary = models.summarize(model, shape)
+    cost = inference_cost(theirs, discount_sparsity=False)["total_cost"]
+    assert cost["op_mac_BIPOLAR_BIPOLAR"] == summary.binary_macs
+    assert cost["total_macs"] == summary.macs
+    assert cost["total_bops"] == summary.ace
+
+
+@pytest.mark.parametrize(
+    ("signs", "of_zero"),
+    [
+        (lambda x: jnp.where(x > 0, 1.0, -1.0), -1),
+        (lambda x: jnp.where(x >= 0, 1.0, -1.0), 1),
+        (lambda x: jnp.where(x < 0, -2.0, 2.0), 2),
+        (lambda x: jnp.where(x <= 0, -1.0, 1.0), -1),
+        (lambda x: layers.ActivationQuantizer(make_method("ste").activation).apply(
+            {}, x, train=False, progress=1.0), -1),
+    ],
+)  # fmt: skip
+def test_signs_of_ones_own_are_seen_and_keep_their_sign_of_zero(signs, of_zero):
+    def predict(_, images):
+        return signs(images - 2.0)
+
+    made = onnx_form.to_model(predict, {}, (4, 3), {}, kernels=())
+    assert {node.op_type for node in made.graph.node} <= {"Sub", "BipolarQuant"}
+    images = np.random.default_rng(0).integers(0, 5, (2, 4, 3))
+    answers = run(made, images)
+    np.testing.assert_array_equal(answers, np.asarray(predict(None, images.astype(np.float32))))
+    assert set(answers[images == 2]) == {of_zero}
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        lambda x: jnp.where(x > 1, 1.0, -1.0),
+        lambda x: jnp.where(x > 0, 1.0, -2.0),
+        lambda x: jnp.where(x > 0, -1.0, 1.0),
+        lambda x: jnp.where(x.astype(jnp.int32) > 0, 1.0, -1.0),
+        lambda x: jnp.where(x > 0, x, -x),
+    ],
+)
+def test_other_choices_are_no_signs(choice):
+    def predict(_, images):
+        return choice(images - 2.0)
+
+    made = onnx_form.to_model(predict, {}, (4, 3), {}, kernels=())
+    assert "BipolarQuant" not in {node.op_type for node in made.graph.node}
+    images = np.random.default_rng(0).integers(0, 5, (2, 4, 3))
+    wanted = np.asarray(predict(None, images.astype(np.float32)))
+    np.testing.assert_array_equal(run(made, images), wanted)
+
+
+@pytest.mark.parametrize("geometry", ["matrix", "convolution", "transposed", "squared"])
+def test_kernels_of_any_two_values_are_signs_times_a_scale(geometry):
+    random = np.random.default_rng(0)
+    signs = np.where(random.normal(size=(3, 3, 2, 4)) > 0, 1, -1).astype(np.float32)
+    signs[..., 0] = -1  # one value alone
+    symmetric = signs * np.float32([0.5, 2.0, 0.25, 3.0])
+    kernel = symmetric + np.float32([0.0, 1.0, 0.0, 0.0]) * (geometry == "squared")
+    if geometry != "convolution":
+        kernel = kernel[0, 0]
+
+    def predict(arrays, images):
+        weights = arrays["layer/kernel"]
+        if geometry == "convolution":
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return jax.lax.conv_general_dilated(
+                images, weights, (1, 1), "SAME", None, None, numbers
+            )
+        if geometry == "transposed":
+            return images.reshape(-1, 4) @ weights.T
+        return images @ (weights * weights if geometry == "squared" else weights)
+
+    made = onnx_form.to_model(
+        predict, {"layer/kernel": kernel}, (5, 4, 2), {}, kernels=["layer/kernel"]
+    )
+    images = random.integers(0, 256, (2, 5, 4, 2))
+    wanted = predict({"layer/kernel": kernel}, images.astype(np.float32))
+    np.testing.assert_allclose(run(made, images), wanted, rtol=1e-6, atol=1e-3)
+    if geometry in ("matrix", "convolution"):
+        (node,) = (node for node in made.graph.node if node.op_type == "BipolarQuant")
+        held = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+        assert node.input[0] == "layer/signs"
+        assert set(np.unique(held["layer/signs"])) == {-1, 1}
+        assert held[node.input[1]] == 1
+        np.testing.assert_array_equal(held["layer/scale"].reshape(-1), [0.5, 2.0, 0.25, 3.0])
+
+
+def test_each_node_has_an_array_of_its_own_and_nothing_is_left_over(key):
+    model = tiny(method=make_method("fda"))
+    made = converted(model, trained(model, SHAPE, key))
+    held = [tensor.name for tensor in made.graph.initializer]
+    read = [name for node in made.graph.node for name in node.input if name in held]
+    assert sorted(read) == sorted(held)
+    made_by = [name for node in made.graph.node for name in node.output]
+    used = {name for node in made.graph.node for name in node.input} | {"logits"}
+    assert used.issuperset(made_by)
+    onnx.checker.check_model(made, full_check=True)
