@@ -146,7 +146,7 @@ def to_model(
         graph.call(array, name)
     given.append(_Value(images.shape, INPUT))
     (logits,) = graph.translate(traced.jaxpr, traced.consts, given)
-    (shape,) = (variable.aval.shape for variable in traced.jaxpr.outvars)
+    (shape,) = (cast(Any, variable.aval).shape for variable in traced.jaxpr.outvars)
     nodes, initializers = graph.finished(graph.whole(logits, shape))
     described = [
         helper.make_tensor_value_info(

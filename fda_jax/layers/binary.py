@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 from fda_jax import ops
 from fda_jax.layers.methods import Method, make_method
@@ -63,7 +64,7 @@ class BinaryConv(nn.Module):
     strides: int | Sequence[int] = 1
     padding: int | Sequence[Sequence[int]] | None = None
     method: str | Method = "fda"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -137,7 +138,7 @@ class BinaryDense(nn.Module):
 
     features: int
     method: str | Method = "fda"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

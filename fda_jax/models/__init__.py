@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fda_jax.layers import Method, lookup, make_method
 from fda_jax.layers.own import own_function
@@ -125,7 +126,7 @@ def build(
     *,
     num_classes: int,
     method: str | Method = "fda",
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
     **knobs: object,
 ) -> nn.Module:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fda_jax import ops
 from fda_jax.layers import BinaryConv, BinaryDense, Method, make_method, nonlinearity
@@ -36,7 +37,7 @@ class AlexNet(nn.Module):
     method: str | Method
     widths: Sequence[int] = (96, 256, 384, 384, 256)
     units: Sequence[int] = (4096, 4096)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact

@@ -7,6 +7,7 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fda_jax import ops
 from fda_jax.layers import Method, make_method
@@ -29,7 +30,7 @@ class BatchNorm(nn.Module):
     """
 
     train: bool
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -50,14 +51,14 @@ class BatchNorm(nn.Module):
         return normalised[0]
 
 
-def batch_norm(dtype: jnp.dtype, axis_name: str | None, *, train: bool) -> Callable[..., BatchNorm]:
+def batch_norm(dtype: DTypeLike, axis_name: str | None, *, train: bool) -> Callable[..., BatchNorm]:
     """Make `BatchNorm`s from their names."""
     return functools.partial(BatchNorm, train=train, dtype=dtype, axis_name=axis_name)
 
 
 def stem(
     features: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     *,
     side: int = 3,
     strides: int = 1,
@@ -78,7 +79,7 @@ def hard_tanh_of_stem(x: jax.Array, method: str | Method) -> jax.Array:
 
 def real_conv(
     features: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     *,
     side: int,
     strides: int = 1,

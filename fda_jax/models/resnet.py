@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fda_jax import ops
 from fda_jax.layers import BinaryConv, Method, make_method, nonlinearity
@@ -54,7 +55,7 @@ class ResNet(nn.Module):
     projection: bool = False
     final_relu: bool = True
     nonlinearity_last: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     def __post_init__(self) -> None:
@@ -130,7 +131,7 @@ class Block(nn.Module):
     convs: int
     method: str | Method
     norm: Callable[..., nn.Module]
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     projection: bool = False
     nonlinearity_last: bool = False
 

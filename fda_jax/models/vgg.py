@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fda_jax import ops
 from fda_jax.layers import BinaryConv, Method, make_method, nonlinearity
@@ -31,7 +32,7 @@ class VGGSmall(nn.Module):
     num_classes: int
     method: str | Method
     widths: Sequence[int] = (128, 256, 512)
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from fda_jax.layers import BinaryDense, Method, make_method, nonlinearity
 from fda_jax.models.common import check_images, classifier
@@ -46,7 +47,7 @@ class VisionTransformer(nn.Module):
     depth: int = 12
     num_heads: int = 3
     mlp_ratio: int = 4
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
@@ -111,7 +112,7 @@ class EncoderBlock(nn.Module):
     num_heads: int
     mlp_ratio: int
     method: str | Method
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
