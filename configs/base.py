@@ -24,6 +24,9 @@ def get_config(arg: str = "") -> ConfigDict:
         {
             "name": "resnet20",  # of fda_jax.models.MODELS, or module:function for one's own
             "dtype": "float32",  # of the computation, or "bfloat16"; parameters stay float32
+            # Hidden layers that stay real, by patterns of their names, which fda_jax.summary
+            # prints: ("stage1_block1/conv1",) or ("stage3_*",); () for none.
+            "real_layers": (),
         }
     )
     config.method = method(arg)

@@ -63,6 +63,12 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a setting of the method; as often as needed",
     )
     parser.add_argument(
+        "--real_layers",
+        action="append",
+        metavar="PATTERN",
+        help="names of hidden layers that stay real, e.g. 'stage3_*'; as often as needed",
+    )
+    parser.add_argument(
         "--dataset", choices=tuple(data.SPECS), help="whose images and classes the network is for"
     )
     parser.add_argument(
@@ -75,8 +81,12 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if (flags.folder is None) == (flags.network is None):
         parser.error("give either a run's folder or --network")
-    if flags.folder is not None and (flags.method or flags.knob or flags.dataset):
-        parser.error("a run has its own method and data: give --method, --knob and --dataset alone")
+    of_network = (flags.method, flags.knob, flags.real_layers, flags.dataset)
+    if flags.folder is not None and any(of_network):
+        parser.error(
+            "a run has its own method and data: give --method, --knob, --real_layers and --dataset "
+            "alone"
+        )
     if flags.network and not (flags.dataset or (flags.image_shape and flags.num_classes)):
         parser.error("give --dataset, or --image_shape and --num_classes, beside --network")
     return flags
@@ -107,7 +117,8 @@ def _network(flags: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
         image_shape = image_shape or spec.image_shape_hwc
         num_classes = num_classes or spec.num_classes
     method = layers.make_method(flags.method or "fda", **dict(flags.knob or ()))
-    return _built(flags.network, method, image_shape, num_classes), image_shape
+    kept = flags.real_layers or ()
+    return _built(flags.network, method, image_shape, num_classes, real_layers=kept), image_shape
 
 
 def _of_run(flags: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
@@ -141,8 +152,12 @@ def _of_run(flags: argparse.Namespace) -> tuple[nn.Module, tuple[int, ...]]:
         )
     knobs = dict(config["method"])
     method = layers.make_method(knobs.pop("name"), **knobs)
-    network, dtype = config["model"]["name"], DTYPES[config["model"]["dtype"]]
-    return _built(network, method, image_shape, num_classes, dtype=dtype), image_shape
+    settings = dict(config["model"])
+    network, dtype = settings["name"], DTYPES[settings["dtype"]]
+    kept = settings.get("real_layers", ())
+    return _built(
+        network, method, image_shape, num_classes, dtype=dtype, real_layers=kept
+    ), image_shape
 
 
 def _built(

@@ -22,7 +22,8 @@ from fda_jax.deploy.network import (
     kernel,
     kernel_of_bits,
 )
-from fda_jax.layers import BinaryConv, BinaryDense, Method, make_method
+from fda_jax.layers import BinaryConv, BinaryDense, Method
+from fda_jax.layers.binary import method_of
 from fda_jax.layers.quantizers import QUANTIZED, Quantized, makes_signs
 from fda_jax.ops import native
 
@@ -48,9 +49,9 @@ def freeze(
     weights at the end of training is computed once. A kernel whose filters have at most 16
     different values each, two for a binary one, is packed without loss; another is kept as it is.
 
-    One program multiplies in floating point and runs everywhere. Where the activations are signs,
-    another one makes the sums of binary layers by counting bits, for CPUs; it is left out where
-    there is no C++ compiler, with which its kernel is made.
+    One program multiplies in floating point and runs everywhere. Where all activations that meet
+    weights of one bit are signs, another one makes the sums of these layers by counting bits, for
+    CPUs; it is left out where there is no C++ compiler, with which its kernel is made.
 
     Args:
       model: network whose `apply(variables, images)` makes logits; its binary layers are
@@ -74,7 +75,8 @@ def freeze(
     images_shape = (batch, *image_shape)
     program = _exported(_for_any_batch(predict), used, images_shape)
     bit_program, called = None, []
-    countable = methods and all(makes_signs(method.activation) for method in methods.values())
+    of_a_bit = [methods[layer] for layer, facts in binary.items() if facts["bits"] == 1]
+    countable = of_a_bit and all(makes_signs(method.activation) for method in of_a_bit)
     if countable and native.kernels() is not None:
         predict = _program(model, real, binary, methods, mean, std, kernel_of_bits)
         predict = _on_our_kernels(predict)
@@ -184,7 +186,7 @@ def _kernels(
 
     def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         if isinstance(context.module, BinaryConv | BinaryDense):
-            methods["/".join(context.module.path)] = make_method(context.module.method)
+            methods["/".join(context.module.path)] = method_of(context.module)
         return call(*args, **kwargs)
 
     @jax.jit

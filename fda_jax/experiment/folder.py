@@ -24,6 +24,7 @@ LATER_KEYS = {
     "train": {"budget": 1.0, "teacher": "", "teacher_weight": 1.0, "teacher_temperature": 1.0},
     "augment": {"smallest_area": 0.08},
     "data": {"holdout": 0},
+    "model": {"real_layers": ()},
 }
 # Seconds to wait for another process, for one whose parent was killed ends a little later.
 PATIENCE = 20.0

@@ -290,8 +290,21 @@ def _check_start(method: Method, init_from: str) -> None:
         )
 
 
-def _make_model(*, dataset: data.Dataset, method: Method, name: str, dtype: str) -> nn.Module:
+def _make_model(
+    *,
+    dataset: data.Dataset,
+    method: Method,
+    name: str,
+    dtype: str,
+    real_layers: Sequence[str],
+) -> nn.Module:
     choose("model.dtype", dtype, tuple(DTYPES))
+    require(
+        not isinstance(real_layers, str) and all(isinstance(each, str) for each in real_layers),
+        "model.real_layers",
+        repr(real_layers),
+        'must be patterns of names of layers, e.g. ("stage3_*",)',
+    )
     models.check_image_shape(name, dataset.image_shape_hwc)
     model = models.build(
         name,
@@ -299,6 +312,7 @@ def _make_model(*, dataset: data.Dataset, method: Method, name: str, dtype: str)
         method=method,
         dtype=DTYPES[dtype],
         axis_name=devices.AXIS,
+        real_layers=real_layers,
     )
     models.check_network(
         name, model, dataset.image_shape_hwc, num_classes=dataset.num_classes, method=method

@@ -1,5 +1,6 @@
 """Layers with binary operands: latent weights in, convolution or matrix product out."""
 
+import fnmatch
 from collections.abc import Sequence
 from typing import cast
 
@@ -166,6 +167,14 @@ class BinaryDense(nn.Module):
         return _output(self, y)
 
 
+def method_of(layer: BinaryConv | BinaryDense) -> Method:
+    """How a layer becomes binary, by its own place in the network; see `Method.real_layers`."""
+    method = make_method(layer.method)
+    path = "/".join(layer.path) if method.real_layers else ""
+    is_real = any(fnmatch.fnmatchcase(path, pattern) for pattern in method.real_layers)
+    return make_method("full_precision") if is_real else method
+
+
 def _operands(
     layer: BinaryConv | BinaryDense,
     a: jax.Array,
@@ -183,7 +192,7 @@ def _operands(
             )
         progress = 1.0
     _check_progress(progress)
-    method = make_method(layer.method)
+    method = method_of(layer)
     name = "kernel" if method.weight is None else "latent_kernel"
     w = layer.param(name, nn.initializers.he_normal(), shape, jnp.float32)
     # At initialisation the noise modules must exist whatever `train` is, or a network set up for
@@ -254,5 +263,5 @@ def _border(padding: int | Sequence[Sequence[int]] | None, kernel: tuple[int, in
 
 
 def _output(layer: BinaryConv | BinaryDense, y: jax.Array) -> jax.Array:
-    template = make_method(layer.method).output
+    template = method_of(layer).output
     return y if template is None else template.clone(name="output", parent=layer)(y)

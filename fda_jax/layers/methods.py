@@ -59,6 +59,8 @@ class Method:
       output: template of a module y -> y behind each binary layer; None for none.
       latent_rule: what becomes of the optimizer's step on latent weights; None takes it as it is.
       predecessor: why this stage cannot start from random weights; "" where it can.
+      real_layers: patterns, as of `fnmatch`, of the paths of layers that stay real, e.g.
+        ("stage3_*",): weights and activations as of `full_precision`.
 
     Raises:
       ValueError: an unknown nonlinearity.
@@ -70,6 +72,7 @@ class Method:
     output: nn.Module | None = None
     latent_rule: ops.LatentRule | None = None
     predecessor: str = ""
+    real_layers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.nonlinearity != NETWORK:

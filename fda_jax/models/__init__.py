@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import flax.linen as nn
@@ -128,6 +128,7 @@ def build(
     method: str | Method = "fda",
     dtype: DTypeLike = jnp.float32,
     axis_name: str | None = None,
+    real_layers: Sequence[str] = (),
     **knobs: object,
 ) -> nn.Module:
     """Build a network whose hidden layers are binary.
@@ -144,6 +145,8 @@ def build(
       method: a name of `layers.METHODS` or a `Method`.
       dtype: of the computation, float32 or bfloat16; parameters stay float32.
       axis_name: mapped axis over which batch statistics are averaged, or None.
+      real_layers: patterns of the paths of hidden layers that stay real, see
+        `layers.Method.real_layers`.
       **knobs: the method's own settings, e.g. omega=0.2.
 
     Returns:
@@ -167,9 +170,12 @@ def build(
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least 2")
     if ":" in name:
         make = own.checked(name, make)
+    method = make_method(method, **knobs)
+    if real_layers:
+        method = dataclasses.replace(method, real_layers=tuple(real_layers))
     return make(
         num_classes=num_classes,
-        method=make_method(method, **knobs),
+        method=method,
         dtype=dtype,
         axis_name=axis_name,
     )
@@ -209,9 +215,10 @@ def check_network(
     num_classes: int,
     method: Method,
 ) -> None:
-    """Refuse a network of one's own that cannot be trained; nothing is compiled.
+    """Refuse a network of one's own that cannot be trained, and names of layers that it does not
+    have; nothing is compiled.
 
-    Those of `MODELS` can, and are not looked at.
+    Those of `MODELS` can be trained, and are not looked at.
 
     Args:
       name: as of `spec`.
@@ -222,7 +229,11 @@ def check_network(
 
     Raises:
       ValueError: it cannot be called as a training step does, its logits have another shape, or
-        its variables or binary layers are not what a run can carry, average and ship.
+        its variables or binary layers are not what a run can carry, average and ship; or no layer
+        is what a pattern of `real_layers` says.
     """
     if ":" in name:
         own.check(name, model, image_shape_hwc, num_classes, method)
+    patterns = getattr(getattr(model, "method", None), "real_layers", ())
+    if patterns:
+        own.check_patterns(name, model, image_shape_hwc, patterns)

@@ -14,7 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import Jaxpr, Literal
 
-from fda_jax.layers import BinaryConv, BinaryDense, Method, make_method
+from fda_jax.layers import BinaryConv, BinaryDense, Method
+from fda_jax.layers.binary import method_of
 from fda_jax.layers.quantizers import QUANTIZED, Quantized, makes_signs
 from fda_jax.models.markdown import table
 
@@ -281,7 +282,8 @@ def summarize(model: nn.Module, image_shape_hwc: Sequence[int]) -> Summary:
         for path, counted in sums.items()
         if counted
     )
-    signs = [bits[path].signs for path in methods if (QUANTIZED, *path) in read]
+    of_a_bit = [bits[path] for path in methods if bits[path].weight == 1]
+    signs = [of.signs for of in of_a_bit]
     return Summary(shape, layers, bool(signs) and all(signs))
 
 
@@ -317,7 +319,7 @@ def _recorder(calls: dict[Path, _Call]) -> Callable[..., Any]:
         module = context.module
         path = tuple(module.path)
         is_binary = isinstance(module, BinaryConv | BinaryDense)
-        method = make_method(module.method) if is_binary else None
+        method = method_of(module) if is_binary else None
         noted = calls.setdefault(path, _Call(type(module).__name__, method))
         with jax.named_scope(f"<{'/'.join(path)}>"):
             output = call(*args, **kwargs)

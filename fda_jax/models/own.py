@@ -1,8 +1,9 @@
 """What a network of one's own has to be, said before anything is compiled."""
 
+import fnmatch
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -71,16 +72,8 @@ def check(
     method: Method,
 ) -> None:
     """See `models.check_network`."""
-    layers: set[tuple[str, ...]] = set()
-
-    def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
-        if isinstance(context.module, BinaryConv | BinaryDense):
-            layers.add(context.module.path)
-        return call(*args, **kwargs)
-
     images = jax.ShapeDtypeStruct((_BATCH, *image_shape_hwc), jnp.float32)
-    with nn.intercept_methods(look):
-        variables = _traced(name, "init(key, images)", model.init, jax.random.key(0), images)
+    variables, layers = _initial(name, model, images)
     held = {key: variables.get(key, {}) for key in ("params", "batch_stats")}
     params = _flat(held["params"])
     _check_parameters(name, params, layers)
@@ -119,7 +112,36 @@ def check(
         _check_synchronised(name, train, held, several, model.axis_name)
 
 
-def _check_parameters(name: str, params: Shapes, layers: set[tuple[str, ...]]) -> None:
+def check_patterns(
+    name: str, model: Any, image_shape_hwc: tuple[int, ...], patterns: Sequence[str]
+) -> None:
+    """Refuse a pattern of `Method.real_layers` that no layer of the network is."""
+    images = jax.ShapeDtypeStruct((_BATCH, *image_shape_hwc), jnp.float32)
+    _, layers = _initial(name, model, images)
+    paths = ["/".join(path) for path in layers]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
+            raise ValueError(
+                f"real_layers has {pattern!r}, but no hidden layer of {name} is that: they are "
+                f"{', '.join(paths) or 'none'}"
+            )
+
+
+def _initial(name: str, model: Any, images: Any) -> tuple[Any, dict[tuple[str, ...], None]]:
+    """Shapes of a network's first variables, and the paths of its binary layers, in order."""
+    layers: dict[tuple[str, ...], None] = {}
+
+    def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        if isinstance(context.module, BinaryConv | BinaryDense):
+            layers[context.module.path] = None
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(look):
+        variables = _traced(name, "init(key, images)", model.init, jax.random.key(0), images)
+    return variables, layers
+
+
+def _check_parameters(name: str, params: Shapes, layers: Collection[tuple[str, ...]]) -> None:
     if not params:
         raise ValueError(f"{name!r} has no parameters, so that nothing in it can be trained")
     for path, leaf in params.items():

@@ -50,6 +50,8 @@ def nothing_is_compiled(monkeypatch):
         ({"method.name": "fad"}, ["'fad'", "'fda'"]),
         ({"model.name": "resnet2"}, ["'resnet2'", "'resnet20'"]),
         ({"model.dtype": "float8"}, ["'float8'", "float32, bfloat16"]),
+        ({"model.real_layers": ("stage9_*",)}, ["'stage9_*'", "they are stage1_block1/conv1,"]),
+        ({"model.real_layers": (1,)}, ["model.real_layers is (1,)", "names of layers"]),
         ({"data.name": "digit"}, ["'digit'", "digits"]),
         ({"data.name": "cifar10", "data.dir": "no/such"}, ["batches.meta", "no/such", "tar -xzf"]),
         ({"data.name": "folder:no/such"}, ["no/such"]),
