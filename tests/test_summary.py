@@ -24,8 +24,12 @@ def test_a_network_by_its_name_is_summed_up_as_the_page_shows(capsys):
 def test_knobs_and_another_image_reach_the_network(capsys):
     words = ["--network=resnet_digits", "--method=abc_net", "--knob=weight_bases=3"]
     words += ["--knob=scale=filter", "--image_shape=16,16,3", "--num_classes=7"]
+    words += ["--real_layers=stage1_*1/conv1", "--real_layers=stage2_block2/*"]
     assert summary.main(words) == 0
     out = capsys.readouterr().out
+    bits = {line.split()[1]: line.split("|")[4].strip() for line in out.splitlines()[2:17]}
+    assert (bits["stage1_block1/conv1"], bits["stage2_block2/conv1"]) == ("32 x 32",) * 2
+    assert (bits["stage1_block2/conv1"], bits["stage2_block1/conv1"]) == ("2 x 1",) * 2
     assert "| 2 x 1 " in out
     assert "| 16 x 16 x 3 " in out
     assert "| classifier           | Dense      | 7 " in out

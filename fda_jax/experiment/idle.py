@@ -31,6 +31,12 @@ def _is_taught(values: Leaves) -> bool:
 
 # A key, its value in configs/base.py, when it counts, and that in words.
 RULES: tuple[tuple[str, Any, Callable[[Leaves], bool], str], ...] = (
+    (
+        "model.real_layers",
+        (),
+        lambda values: values["method.name"] != "full_precision",
+        "another method than full_precision",
+    ),
     ("optimizer.momentum", 0.9, _is_sgd, "optimizer.name=sgd"),
     (
         "optimizer.nesterov",

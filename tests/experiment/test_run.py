@@ -132,6 +132,10 @@ def test_streams_are_mirrored_where_they_are_decoded_and_others_in_the_step(flip
             ["optimizer.momentum is 0.8", "optimizer.nesterov is True"],
         ),
         ({"optimizer.boundary_epochs": [1.0]}, ["optimizer.boundary_epochs is (1.0,)"]),
+        (
+            {"method.name": "full_precision", "model.real_layers": ["*/conv1"]},
+            ["model.real_layers is ('*/conv1',)"],
+        ),
         ({"train.teacher_weight": 0.5}, ["train.teacher_weight is 0.5"]),
         (
             {"train.teacher": "x", "train.label_smoothing": 0.1, "train.teacher_temperature": 2.0},
