@@ -125,8 +125,8 @@ def to_onnx(
 
     Returns:
       An `onnx.ModelProto` of operators of version 18: "images" uint8 (batch, *image_shape), 0 to
-      255, to "logits" float32 (batch, classes), for every batch. Its metadata hold texts as they
-      are and other facts as JSON.
+      255, to "logits" float32 (batch, classes), for every batch. A QONNX model takes the same
+      numbers as float32. Its metadata hold texts as they are and other facts as JSON.
 
     Raises:
       ValueError: a weight is not finite; or the package onnx is missing.

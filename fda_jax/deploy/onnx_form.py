@@ -108,9 +108,9 @@ def to_model(
 ) -> Any:
     """A program as an ONNX model, which takes uint8 images (batch, *image_shape), any batch.
 
-    As a QONNX model it says what is binary: a node BipolarQuant makes each binary kernel of signs
-    and a scale, and the signs of activations of activations. The model holds the operator's
-    definition, too, so that a runtime which knows nothing of QONNX runs it.
+    As a QONNX model, of float32 images, it says what is binary: nodes BipolarQuant make the binary
+    kernels, and the signs of activations. The model holds the operator's definition, too, so that a
+    runtime which knows nothing of QONNX runs it.
 
     Args:
       predict: (arrays, images) -> float32 logits (batch, classes).
