@@ -1,7 +1,7 @@
 """From a trained network to the one that is shipped."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,8 +13,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from fda_jax import data
-from fda_jax.deploy import onnx_form
-from fda_jax.deploy.bits import pack
+from fda_jax.deploy import onnx_form, qonnx
+from fda_jax.deploy.bits import pack, unpack
 from fda_jax.deploy.network import (
     FORMAT,
     PackedNetwork,
@@ -24,7 +24,7 @@ from fda_jax.deploy.network import (
 )
 from fda_jax.layers import BinaryConv, BinaryDense, Method
 from fda_jax.layers.binary import method_of
-from fda_jax.layers.quantizers import QUANTIZED, Quantized, makes_signs
+from fda_jax.layers.quantizers import QUANTIZED, Quantized, ScaledWeights, makes_signs
 from fda_jax.ops import native
 
 # A file runs on any of them, wherever it was made.
@@ -137,16 +137,15 @@ def to_onnx(
     if hasattr(model, "dtype"):
         model = model.clone(dtype=jnp.float32)
     predict, real, used, binary, methods = _frozen(model, variables, image_shape, mean, std)
-    kernels = None
     if qonnx:
-        used, binary, kernels = _of_numbers(used, binary)
-        predict = _program(model, real, binary, methods, mean, std, kernel)
+        used = _of_signs(used, binary)
+        predict = _program(model, real, binary, methods, mean, std, _kernel_of_signs)
     predict = _for_any_batch(predict)
     texts = {
         name: fact if isinstance(fact, str) else json.dumps(fact)
         for name, fact in (facts or {}).items()
     }
-    return onnx_form.to_model(predict, used, image_shape, texts, kernels=kernels)
+    return onnx_form.to_model(predict, used, image_shape, texts, qonnx=qonnx)
 
 
 def _frozen(
@@ -158,11 +157,11 @@ def _frozen(
 ) -> tuple[Callable[..., jax.Array], Arrays, Arrays, dict[str, Any], dict[str, Method]]:
     """The program in floating point, all variables by name, the arrays that the program takes, what
     `_packed` says of binary layers, and their methods."""
-    kernels, methods = _kernels(model, variables, image_shape)
+    kernels, methods, apart = _kernels(model, variables, image_shape)
     _check_finite(kernels)
-    arrays, binary = _packed(kernels)
+    arrays, binary = _packed(kernels, apart)
     real = {"/".join(path): _narrow(leaf) for path, leaf in flatten_dict(dict(variables)).items()}
-    predict = _program(model, real, binary, methods, mean, std, kernel)
+    predict = _program(model, real, binary, methods, mean, std, _kernel_apart)
     # What inference does not read, such as latent weights, is no part of the file.
     used = _used(predict, {**arrays, **real}, image_shape)
     _check_reached(used)
@@ -172,22 +171,26 @@ def _frozen(
         binary, methods = (
             {layer: of[layer] for layer in of if layer in read} for of in (binary, methods)
         )
-        predict = _program(model, real, binary, methods, mean, std, kernel)
+        predict = _program(model, real, binary, methods, mean, std, _kernel_apart)
     _check_finite({name: array for name, array in used.items() if name in real})
     return predict, real, used, binary, methods
 
 
 def _kernels(
     model: nn.Module, variables: Mapping[str, Any], image_shape: Sequence[int]
-) -> tuple[dict[str, np.ndarray], dict[str, Method]]:
-    """The quantized kernel and the method of every binary layer, by the layer's path."""
+) -> tuple[dict[str, np.ndarray], dict[str, Method], set[str]]:
+    """The quantized kernel and the method of every binary layer, by the layer's path, and the paths
+    of those whose quantizer keeps the scale apart."""
     images = jnp.zeros((1, *image_shape))
-    methods = {}
+    methods, apart = {}, set()
 
     def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        made, path = call(*args, **kwargs), context.module.path
         if isinstance(context.module, BinaryConv | BinaryDense):
-            methods["/".join(context.module.path)] = method_of(context.module)
-        return call(*args, **kwargs)
+            methods["/".join(path)] = method_of(context.module)
+        elif isinstance(made, ScaledWeights):
+            apart.add("/".join(path[:-1]))
+        return made
 
     @jax.jit
     def quantize(variables: Mapping[str, Any]) -> Any:
@@ -197,7 +200,7 @@ def _kernels(
     sown = quantize(variables).get("effective_weights", {})
     found = cast(dict[Any, Any], flatten_dict(sown))
     kernels = {"/".join(path[:-1]): _narrow(calls[0]) for path, calls in found.items()}
-    return kernels, methods
+    return kernels, methods, apart
 
 
 def _narrow(leaf: Any) -> np.ndarray:
@@ -227,13 +230,20 @@ def _check_finite(arrays: Mapping[str, np.ndarray]) -> None:
             )
 
 
-def _packed(kernels: Mapping[str, np.ndarray]) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays of the file and {layer: {"shape", "bits"}}; bits is None where nothing is packed."""
+def _packed(
+    kernels: Mapping[str, np.ndarray], apart: Collection[str]
+) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays of the file and {layer: {"shape", "bits", "scaled"}}; bits is None where nothing is
+    packed, and scaled says whether the scale multiplies the layer's sums."""
     arrays, binary = {}, {}
     for layer, weights in kernels.items():
         packed = pack(weights)
         bits = None if packed is None else len(packed.planes)
-        binary[layer] = {"shape": list(weights.shape), "bits": bits}
+        scaled = False
+        if packed is not None and bits == 1 and layer in apart:
+            low, high = np.abs(packed.levels)
+            scaled = bool(np.all(low == high))
+        binary[layer] = {"shape": list(weights.shape), "bits": bits, "scaled": scaled}
         if packed is None:
             arrays[f"{layer}/kernel"] = weights
         else:
@@ -241,20 +251,44 @@ def _packed(kernels: Mapping[str, np.ndarray]) -> tuple[Arrays, dict[str, Any]]:
     return arrays, binary
 
 
-def _of_numbers(
-    arrays: Arrays, binary: Mapping[str, Any]
-) -> tuple[Arrays, dict[str, Any], list[str]]:
-    """What `_packed` says with every kernel as numbers, and the names of those of one bit."""
-    numbers, layers, of_a_bit = dict(arrays), {}, []
+def _kernel_apart(
+    arrays: Mapping[str, jax.Array], layer: str, facts: Mapping[str, Any]
+) -> jax.Array | ScaledWeights:
+    """The kernel of a binary layer, and its scale apart where training has it so."""
+    if not facts["scaled"]:
+        return kernel(arrays, layer, facts)
+    levels = arrays[f"{layer}/levels"]
+    scale = jnp.max(jnp.abs(levels), axis=0)
+    signs = levels / jnp.where(scale > 0, scale, 1)
+    return ScaledWeights(unpack(arrays[f"{layer}/planes"], signs, facts["shape"]), scale)
+
+
+def _of_signs(arrays: Arrays, binary: Mapping[str, Any]) -> Arrays:
+    """The arrays with each kernel as numbers, and those of one bit as signs, see `qonnx.split`."""
+    numbers = dict(arrays)
     for layer, facts in binary.items():
-        name = f"{layer}/kernel"
-        layers[layer] = {**facts, "bits": None}
-        numbers[name] = np.asarray(kernel(arrays, layer, facts))
-        if facts["bits"] is not None:
-            del numbers[f"{layer}/planes"], numbers[f"{layer}/levels"]
-        if facts["bits"] == 1:
-            of_a_bit.append(name)
-    return numbers, layers, of_a_bit
+        weights = np.asarray(kernel(arrays, layer, facts))
+        for name in ("planes", "levels"):
+            numbers.pop(f"{layer}/{name}", None)
+        if facts["bits"] != 1:
+            numbers[f"{layer}/kernel"] = weights
+            continue
+        signs, scale, middle = qonnx.split(weights)
+        numbers |= {f"{layer}{onnx_form.SIGNS}": signs, f"{layer}/scale": scale}
+        if np.any(middle):
+            numbers[f"{layer}/middle"] = middle
+    return numbers
+
+
+def _kernel_of_signs(
+    arrays: Mapping[str, jax.Array], layer: str, facts: Mapping[str, Any]
+) -> jax.Array | ScaledWeights:
+    """The kernel of a binary layer, of what `_of_signs` makes."""
+    if facts["bits"] != 1:
+        return arrays[f"{layer}/kernel"]
+    weights = ScaledWeights(arrays[f"{layer}{onnx_form.SIGNS}"], arrays[f"{layer}/scale"])
+    middle = arrays.get(f"{layer}/middle")
+    return weights if middle is None else weights.product() + middle
 
 
 def _program(

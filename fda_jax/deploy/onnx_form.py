@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jax import export
 
 from fda_jax.data.errors import require
-from fda_jax.deploy import qonnx
+from fda_jax.deploy import qonnx as bipolar
 
 # ONNX's version of 2022-12, the first with operators on bits, and the file format of that time.
 OPSET, IR_VERSION = 18, 8
@@ -104,12 +104,12 @@ def to_model(
     image_shape: Sequence[int],
     facts: Mapping[str, str],
     *,
-    kernels: Collection[str] | None = None,
+    qonnx: bool = False,
 ) -> Any:
     """A program as an ONNX model, which takes uint8 images (batch, *image_shape), any batch.
 
-    As a QONNX model, of float32 images, it says what is binary: nodes BipolarQuant make the binary
-    kernels, and the signs of activations. The model holds the operator's definition, too, so that a
+    As a QONNX model, of float32 images, it says what is binary: nodes BipolarQuant make arrays of
+    signs, and the signs of activations. The model holds the operator's definition, too, so that a
     runtime which knows nothing of QONNX runs it.
 
     Args:
@@ -118,8 +118,7 @@ def to_model(
         and computes with when it runs; what follows from the others alone is computed here.
       image_shape: of one image.
       facts: of the model's metadata, text by name.
-      kernels: names of those arrays (..., filters) that are binary kernels, of two values a filter,
-        for a QONNX model; None for one of ONNX's operators alone.
+      qonnx: make a QONNX model, in which arrays whose names end with `SIGNS` are -1 or 1.
 
     Returns:
       An `onnx.ModelProto`.
@@ -132,12 +131,13 @@ def to_model(
     from onnx import helper
 
     (batch,) = export.symbolic_shape(BATCH)
-    pixels = np.dtype(np.uint8 if kernels is None else np.float32)
+    pixels = np.dtype(np.float32 if qonnx else np.uint8)
     images = jax.ShapeDtypeStruct((batch, *image_shape), pixels)
     traced = jax.make_jaxpr(predict)(
         {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in arrays.items()}, images
     )
-    graph = _Graph(batch, None if kernels is None else [arrays[name] for name in kernels])
+    signs = [array for name, array in arrays.items() if name.endswith(SIGNS)]
+    graph = _Graph(batch, signs if qonnx else None)
     given = [
         graph.initializer(arrays[name], name) if name.endswith(BITS) else _known(arrays[name])
         for name in sorted(arrays)  # the order in which JAX takes a dictionary
@@ -158,11 +158,11 @@ def to_model(
         nodes, "network", described[:1], described[1:], initializer=initializers
     )
     opsets, functions = [helper.make_opsetid("", OPSET)], []
-    if kernels is not None:
-        opsets.append(helper.make_opsetid(qonnx.DOMAIN, 1))
-        functions.append(qonnx.definition(OPSET))
-    if kernels is not None:  # whole numbers of 8 bits, as floating-point ones
-        made.quantization_annotation.append(qonnx.annotation(INPUT, "UINT8"))
+    if qonnx:
+        opsets.append(helper.make_opsetid(bipolar.DOMAIN, 1))
+        functions.append(bipolar.definition(OPSET))
+    if qonnx:  # whole numbers of 8 bits, as floating-point ones
+        made.quantization_annotation.append(bipolar.annotation(INPUT, "UINT8"))
     model = helper.make_model(
         made,
         opset_imports=opsets,
@@ -180,22 +180,22 @@ class _Graph:
 
     Args:
       batch: size of the batch, a symbol.
-      kernels: arrays (..., filters) that are binary kernels, for a graph of QONNX; or None.
+      signs: arrays of -1 and 1, for a graph of QONNX; or None.
     """
 
-    def __init__(self, batch: Any, kernels: Sequence[np.ndarray] | None) -> None:
+    def __init__(self, batch: Any, signs: Sequence[np.ndarray] | None) -> None:
         from onnx import helper, numpy_helper
 
         self._nodes: list[Any] = []
         self._initializers: list[Any] = []
-        self._is_qonnx = kernels is not None
+        self._is_qonnx = signs is not None
         # The operator and the inputs that made a tensor, and the array of one that is held.
         self._made: dict[str, tuple[str, list[str]]] = {}
         self._arrays: dict[str, np.ndarray] = {}
         # By identity, with the array, so that the identity stays taken.
         self._names: dict[int, tuple[np.ndarray, str]] = {}
-        # Likewise, the binary kernels and their axis of filters.
-        self._filters = {id(kernel): (kernel, kernel.ndim - 1) for kernel in kernels or ()}
+        # Likewise.
+        self._signs = {id(array): array for array in signs or ()}
         self._helper, self._numpy_helper, self._batch = helper, numpy_helper, batch
         self._constants: dict[Any, str] = {}
         self._count = 0
@@ -263,52 +263,29 @@ class _Graph:
         array = value.array
         if array is None:
             return value.name
-        _, axis = self._filters.get(id(array), (None, None))
-        key = (array.tobytes(), array.shape, array.dtype.str, axis)
+        key = (array.tobytes(), array.shape, array.dtype.str)
         # Compilers of QONNX want an array of its own for each node.
         if self._is_qonnx or key not in self._constants:
             _, name = self._names.pop(id(array), (None, ""))
-            if axis is None:
-                made = self.initializer(array, name or self._fresh()).name
-                self._arrays[made] = array
-            else:
-                made = self._kernel(array, axis, name)
+            made = self.initializer(array, name or self._fresh()).name
+            self._arrays[made] = array
+            if id(array) in self._signs:
+                made = self._bipolar(made, self._number(1, np.float32))
             self._constants[key] = made
         return self._constants[key]
 
-    def _kernel(self, kernel: np.ndarray, axis: int, name: str) -> str:
-        """A kernel of two values for each filter, the places of an axis, as signs times a scale."""
-        signs, scale, middle = self._split(kernel, axis, name)
-        made = self._bipolar(self.name_of(signs), self.name_of(scale))
-        is_symmetric = not np.any(middle.array)
-        return made if is_symmetric else self.node("Add", [made, self.name_of(middle)])
+    def _is_known(self, value: _Value) -> bool:
+        """Whether a value is to be computed with here; signs are left to the graph."""
+        return value.array is not None and id(value.array) not in self._signs
 
-    def _weights(self, value: _Value, axis: int) -> tuple[str, _Value]:
-        """The name of a product's weights, and what is to be multiplied by afterwards, where their
-        filters are the places of an axis: sums of signs are whole numbers, and exact.
-        """
-        kernel, of_filters = self._filters.get(id(value.array), (None, None))
-        if kernel is not None and of_filters == axis:
-            _, name = self._names.get(id(kernel), (None, ""))
-            signs, scale, middle = self._split(kernel, axis, name)
-            if not np.any(middle.array):
-                return self._bipolar(self.name_of(signs), self._number(1, np.float32)), scale
-        return self.name_of(value), _known(np.ones((), np.float32))
-
-    def _split(self, kernel: np.ndarray, axis: int, name: str) -> tuple[_Value, _Value, _Value]:
-        """Signs, scale and middle, see `qonnx.split`, under the name of the kernel's layer."""
-        signs, scale, middle = qonnx.split(kernel, axis)
-        layer = name.rpartition("/")[0]
-        self.call(signs, f"{layer}{SIGNS}")
-        self.call(scale, f"{layer}/scale")
-        return _known(signs), _known(scale), _known(middle)
+    def _known_arrays(self, values: Sequence[_Value]) -> list[np.ndarray] | None:
+        """The elements of all values, if all are known."""
+        if not all(map(self._is_known, values)):
+            return None
+        return [cast(np.ndarray, value.array) for value in values]
 
     def _bipolar(self, x: str, scale: str) -> str:
-        return self.node(qonnx.OPERATOR, [x, scale], domain=qonnx.DOMAIN)
-
-    def _scaled(self, name: str, scale: _Value) -> str:
-        is_one = scale.array is not None and np.all(scale.array == 1)
-        return name if is_one else self.node("Mul", [name, self.name_of(scale)])
+        return self.node(bipolar.OPERATOR, [x, scale], domain=bipolar.DOMAIN)
 
     def whole(self, value: _Value, shape: Sequence[Any]) -> _Value:
         """A value whose elements are all there."""
@@ -368,7 +345,7 @@ class _Graph:
         if name == "broadcast_in_dim":
             return [self._spread(inputs[0], params["broadcast_dimensions"], len(shapes[0]))]
         if name in _LOCAL:
-            arrays = _arrays(inputs)
+            arrays = self._known_arrays(inputs)
             if arrays is not None:
                 arrays = np.broadcast_arrays(*arrays)
                 return [_known(np.asarray(equation.primitive.bind(*arrays, **params)))]
@@ -379,7 +356,7 @@ class _Graph:
             self.whole(value, variable.aval.shape)
             for value, variable in zip(inputs, equation.invars, strict=True)
         ]
-        arrays = _arrays(inputs)
+        arrays = self._known_arrays(inputs)
         if arrays is not None and all(map(_is_fixed, shapes)) and name != "dim_as_value":
             made = equation.primitive.bind(*arrays, **params)
             made = made if equation.primitive.multiple_results else [made]
@@ -418,7 +395,9 @@ class _Graph:
         dtype = equation.invars[0].aval.dtype
         # Another operand has all axes.
         inputs = [
-            value if value.array is None else self._shaped(value, _without_first_ones(value.shape))
+            self._shaped(value, _without_first_ones(value.shape))
+            if self._is_known(value)
+            else value
             for value in inputs
         ]
         names = [self.name_of(value) for value in inputs]
@@ -483,7 +462,7 @@ class _Graph:
         if zero != 0 or low != -high or high <= 0:
             return ""
         if operator in ("Greater", "LessOrEqual"):
-            x = self.node("Sub", [x, self._number(qonnx.LEAST, np.float32)])
+            x = self.node("Sub", [x, self._number(bipolar.LEAST, np.float32)])
         return self._bipolar(x, self._number(high, np.float32))
 
     # A method for each of the other primitives, by its name. They take the equation and the values
@@ -508,17 +487,15 @@ class _Graph:
         if params["batch_group_count"] != 1 or set(params["lhs_dilation"]) != {1}:
             raise self._refusal("convolves dilated images or groups of images, which ONNX does not")
         kernel = self._turned(kernel, numbers.rhs_spec)
-        weights, scale = self._weights(kernel, 0)
         made = self.node(
             "Conv",
-            [self._permuted(self.name_of(images), numbers.lhs_spec), weights],
+            [self._permuted(self.name_of(images), numbers.lhs_spec), self.name_of(kernel)],
             kernel_shape=list(kernel.shape[2:]),
             strides=list(params["window_strides"]),
             pads=[*low, *high],
             dilations=list(params["rhs_dilation"]),
             group=params["feature_group_count"],
         )
-        made = self._scaled(made, self._shaped(scale, scale.shape[:1] + scale.shape[2:]))
         return self._permuted(made, np.argsort(numbers.out_spec).tolist())
 
     def _of_cumsum(self, equation: Any, value: _Value) -> str:
@@ -539,8 +516,7 @@ class _Graph:
         rows_of_left = ([*left_batch], rows) if left_batch else (rows,)
         a = self._grouped(left, *rows_of_left, left_sum)
         b = self._grouped(right, right_batch, right_sum, columns)
-        weights, scale = self._weights(b, len(b.shape) - 1)
-        product = self._scaled(self.node("MatMul", [self.name_of(a), weights]), scale)
+        product = self.node("MatMul", [self.name_of(a), self.name_of(b)])
         made = _Value((*a.shape[:-1], b.shape[-1]), product)
         return self.name_of(self._shaped(made, equation.outvars[0].aval.shape))
 
@@ -736,8 +712,8 @@ class _Graph:
         turned = array.transpose(order)
         if id(array) in self._names:
             self.call(turned, self._names.pop(id(array))[1])
-        if id(array) in self._filters:
-            self._filters[id(turned)] = (turned, order.index(self._filters[id(array)][1]))
+        if id(array) in self._signs:
+            self._signs[id(turned)] = turned
         return _known(turned)
 
     def _permuted(self, name: str, order: Sequence[int]) -> str:
@@ -764,12 +740,6 @@ def _wide(dtype: Any) -> np.dtype:
 
 def _is_real_number(array: np.ndarray | None) -> bool:
     return array is not None and array.size == 1 and array.dtype == np.float32
-
-
-def _arrays(values: Sequence[_Value]) -> list[np.ndarray] | None:
-    """The elements of all values, if all are known."""
-    arrays = [value.array for value in values if value.array is not None]
-    return arrays if len(arrays) == len(values) else None
 
 
 def _is_fixed(shape: Sequence[Any]) -> bool:

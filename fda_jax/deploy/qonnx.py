@@ -34,19 +34,18 @@ def annotation(tensor: str, datatype: str) -> Any:
     return onnx.TensorAnnotation(tensor_name=tensor, quant_parameter_tensor_names=[entry])
 
 
-def split(kernel: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def split(kernel: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A kernel whose filters have two values each as scale * signs + middle.
 
     Args:
-      kernel: float32, of any shape.
-      axis: whose places are the filters.
+      kernel: float32 (..., filters).
 
     Returns:
-      signs, -1 or 1, of the kernel's shape; scale >= 0 and middle, of a filter each along the axis
-      and 1 along the others. Scale is of shape () where it is the same for all.
+      signs, -1 or 1, of the kernel's shape; scale >= 0 and middle, (filters,). Scale is of shape ()
+      where it is the same for all.
     """
-    others = tuple(i for i in range(kernel.ndim) if i != axis)
-    low, high = kernel.min(others, keepdims=True), kernel.max(others, keepdims=True)
+    others = tuple(range(kernel.ndim - 1))
+    low, high = kernel.min(others), kernel.max(others)
     half = np.float32(0.5)
     # Where all weights of a filter are equal, the other value is the negative.
     scale = np.where(low == high, abs(high), half * high - half * low)

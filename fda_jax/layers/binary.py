@@ -1,7 +1,8 @@
 """Layers with binary operands: latent weights in, convolution or matrix product out."""
 
+import dataclasses
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import flax.linen as nn
@@ -17,8 +18,11 @@ from fda_jax.layers.quantizers import (
     QUANTIZED,
     ActivationQuantizer,
     Quantizer,
+    ScaledQuantizer,
+    ScaledWeights,
     WeightQuantizer,
     sow_penalty,
+    whole,
 )
 from fda_jax.ops.convolution import Padding
 
@@ -107,10 +111,14 @@ class BinaryConv(nn.Module):
         shape = (height, width, a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
         if isinstance(binary_w, ops.SignKernel):
-            y = ops.convolve_signs(binary_a, binary_w, strides, padding)
+            y = cast(jax.Array, ops.convolve_signs(binary_a, binary_w, strides, padding))
         else:
-            y = ops.convolve(binary_a, binary_w.astype(self.dtype), strides, padding)
-        return _output(self, cast(jax.Array, y))
+            y = _product(
+                self,
+                lambda w: cast(jax.Array, ops.convolve(binary_a, w, strides, padding)),
+                binary_w,
+            )
+        return _output(self, y)
 
 
 class BinaryDense(nn.Module):
@@ -163,7 +171,7 @@ class BinaryDense(nn.Module):
         if isinstance(binary_w, ops.SignKernel):
             y = ops.multiply_signs(binary_a, binary_w)
         else:
-            y = binary_a @ binary_w.astype(self.dtype)
+            y = _product(self, lambda w: binary_a @ w, binary_w)
         return _output(self, y)
 
 
@@ -182,7 +190,7 @@ def _operands(
     *,
     train: bool,
     progress: jax.Array | float | None,
-) -> tuple[jax.Array, jax.Array | ops.SignKernel]:
+) -> tuple[jax.Array, jax.Array | ScaledWeights | ops.SignKernel]:
     """Create the layer's weights and quantize both operands, the activations in its dtype."""
     if progress is None:
         if train and not layer.is_initializing():
@@ -206,11 +214,27 @@ def _operands(
         if quantized.penalty is not None:
             sow_penalty(layer, lambda w, progress: quantized.penalty, w, progress)
     else:
-        binary_w = quantize_w(w, train=train, progress=progress)
-    if not layer.is_initializing():
-        layer.sow("effective_weights", "kernel", binary_w)
+        make = quantize_w.apart if isinstance(quantize_w, ScaledQuantizer) else quantize_w
+        binary_w = make(w, train=train, progress=progress)
+    if layer.is_mutable_collection("effective_weights") and not layer.is_initializing():
+        layer.sow("effective_weights", "kernel", whole(binary_w))
     binary_a = quantize_a(a.astype(layer.dtype), train=train, progress=progress)
     return binary_a, binary_w
+
+
+def _product(
+    layer: BinaryConv | BinaryDense,
+    multiply: Callable[[jax.Array], jax.Array],
+    weights: jax.Array | ScaledWeights,
+) -> jax.Array:
+    """What a multiplication makes of weights, in the layer's dtype."""
+    if isinstance(weights, ScaledWeights):
+        if layer.dtype == jnp.float32:
+            kernel, scale = (part.astype(jnp.float32) for part in (weights.kernel, weights.scale))
+            return dataclasses.replace(weights, kernel=kernel, scale=scale).apart(multiply)
+        # A scale of 16 bits has so few digits that its sums are exact, too.
+        weights = weights.product()
+    return multiply(weights.astype(layer.dtype))
 
 
 def _check_progress(progress: jax.Array | float) -> None:

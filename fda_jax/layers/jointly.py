@@ -1,5 +1,6 @@
 """The weights of all layers quantized together: a few large kernels in place of hundreds."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,7 @@ def quantize_weights(
         key = (structure, tuple(leaf.shape for leaf in leaves))
         groups.setdefault(key, []).append((path, layer))
     module = WeightQuantizer(quantizer)
+    start = functools.partial(module.init, jax.random.key(0), train=True, progress=0.0)
     quantized: dict[tuple[str, ...], Quantized] = {}
 
     def quantize(layer: dict[str, Any]) -> Any:
@@ -47,13 +49,19 @@ def quantize_weights(
             train=True,
             progress=progress,
             mutable=["penalties"],
+            method="apart",
         )
 
-    for layers in groups.values():
+    for (structure, _), layers in groups.items():
+        latent = layers[0][1]["latent"]
+        wanted = jax.eval_shape(start, latent).get("params", {})
+        if jax.tree.structure({"latent": latent, "params": wanted}) != structure:
+            continue  # layers of another method, which have other parameters
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layer for _, layer in layers))
         kernels, sown = jax.vmap(quantize)(stacked)
         penalties = jax.tree.leaves(sown)  # of each layer, or nothing
         for i, (path, _) in enumerate(layers):
             penalty = penalties[0][i] if penalties else None
-            quantized[*path, "kernel"] = Quantized(kernels[i], penalty, quantizer)
+            kernel = jax.tree.map(lambda leaf, i=i: leaf[i], kernels)
+            quantized[*path, "kernel"] = Quantized(kernel, penalty, quantizer)
     return {QUANTIZED: unflatten_dict(quantized)}

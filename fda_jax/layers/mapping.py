@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
-from fda_jax.layers.quantizers import sow_penalty, weight_scale
+from fda_jax.layers.quantizers import ScaledQuantizer, ScaledWeights, sow_penalty, weight_scale
 
 
 def squared_loss(t: jax.Array, label: jax.Array) -> jax.Array:
@@ -43,7 +43,7 @@ def unbiased_loss(
     return total / (1.0 - flip_rate_positive - flip_rate_negative)
 
 
-class MappedWeights(nn.Module):
+class MappedWeights(ScaledQuantizer):
     """Signs of a learned function of the whole filter, taught by the filter's own noisy signs.
 
     Forward: scale * sign(f(w)), f(w) = w + relu(w W1) W2 of each flattened filter
@@ -89,7 +89,9 @@ class MappedWeights(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, w: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+    def apart(
+        self, w: jax.Array, *, train: bool, progress: jax.Array | float
+    ) -> jax.Array | ScaledWeights:
         """Quantize w (..., filters); same shape and dtype."""
         filters = w.reshape(-1, w.shape[-1]).T
         features = filters.shape[-1]
@@ -104,7 +106,7 @@ class MappedWeights(nn.Module):
         if train:
             sow_penalty(self, lambda x, _: self._penalty(x, mapped(x)), fixed, progress)
         binary = ops.binarize(mapped(filters), self.estimator, progress).T.reshape(w.shape)
-        return binary * jax.lax.stop_gradient(weight_scale(w, self.scale))
+        return ScaledWeights(binary, jax.lax.stop_gradient(weight_scale(w, self.scale)))
 
     def _penalty(self, filters: jax.Array, mapped: jax.Array) -> jax.Array:
         scale = jnp.mean(jnp.abs(filters), axis=-1, keepdims=True)

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
-from fda_jax.layers.quantizers import sow_penalty, weight_scale
+from fda_jax.layers.quantizers import ScaledQuantizer, ScaledWeights, sow_penalty, weight_scale
 
 
-class ProjectedWeights(nn.Module):
+class ProjectedWeights(ScaledQuantizer):
     """Latent weights times a trained matrix, projected on the nearest of two values.
 
     Forward: a sign(m c), c the latent weights, a their mean magnitude over the layer, m the mean of
@@ -42,18 +42,20 @@ class ProjectedWeights(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, w: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+    def apart(
+        self, w: jax.Array, *, train: bool, progress: jax.Array | float
+    ) -> jax.Array | ScaledWeights:
         """Quantize w (..., in, filters); same shape and dtype."""
         matrix = self.param("projection", nn.initializers.ones, w.shape[:-2], jnp.float32)
         scale = jax.lax.stop_gradient(weight_scale(w, "layer"))
         projected = matrix[..., None, None] * w
-        signs = ops.sign(jnp.mean(matrix) * w)
-        fixed = jax.lax.stop_gradient(scale * signs)
+        signs = jax.lax.stop_gradient(ops.sign(jnp.mean(matrix) * w))
         if train:
-            sow_penalty(self, lambda x, _: self._penalty(fixed - x), projected, progress)
+            sow_penalty(self, lambda x, _: self._penalty(scale * signs - x), projected, progress)
         inside = jnp.where(jnp.abs(projected) > 1.0, 0.0, projected)
         # Exactly 0 forward, the slope backward.
-        return fixed + (inside - jax.lax.stop_gradient(inside))
+        kernel = signs + (inside - jax.lax.stop_gradient(inside))
+        return ScaledWeights(kernel, scale, scale_in_gradient=False)
 
     def _penalty(self, error: jax.Array) -> jax.Array:
         return self.penalty_weight / 2.0 * jnp.sum(error**2)

@@ -108,6 +108,56 @@ class Quantizer:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class ScaledWeights:
+    """Weights scale * kernel, whose scale a layer may multiply by after it has summed.
+
+    Signs add up to whole numbers, exactly and in any order. Signs times a scale do not: of a sum
+    that is 0 rounding leaves 0 or a number of either sign, as the order has it, and by that a
+    nonlinearity behind it, such as PReLU, chooses its slope.
+
+    Attributes:
+      kernel: (..., filters), signs, or signs with noise.
+      scale: >= 0, of shape () or (filters,).
+      scale_in_gradient: whether the scale multiplies the kernel's gradient. If not, no gradient
+        flows to the scale either.
+    """
+
+    kernel: jax.Array
+    scale: jax.Array
+    scale_in_gradient: bool = dataclasses.field(default=True, metadata={"static": True})
+
+    def product(self) -> jax.Array:
+        """The weights, (..., filters)."""
+        if self.scale_in_gradient:
+            return self.kernel * self.scale
+        return _scaled_forward(self.kernel, self.scale)
+
+    def times(self, factor: jax.Array | float) -> "ScaledWeights":
+        """Weights times a factor of their shape, which is differentiated whole."""
+        if not self.scale_in_gradient:
+            factor = _gradient_times(jnp.broadcast_to(factor, self.kernel.shape), self.scale)
+        return dataclasses.replace(self, kernel=self.kernel * factor)
+
+    def apart(self, multiply: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """What `multiply`, linear in the kernel and (..., filters), makes of the weights."""
+        if self.scale_in_gradient:
+            return multiply(self.kernel) * self.scale
+        # Other operands have the scale in their gradient: what is left out is divided out again.
+        known = jnp.where(self.scale > 0, self.scale, _SMALL)
+        return _times(multiply(_gradient_times(self.kernel, 1 / known)), self.scale, known)
+
+
+def whole(weights: jax.Array | ScaledWeights) -> jax.Array:
+    """Weights as numbers, (..., filters)."""
+    return weights.product() if isinstance(weights, ScaledWeights) else weights
+
+
+# In place of a scale of 0, by which nothing can be divided.
+_SMALL = 2.0**-40
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Quantized:
     """Weights of a layer that are quantized already, and by what.
 
@@ -117,7 +167,7 @@ class Quantized:
       quantizer: whose they are; a layer with another one does not take them.
     """
 
-    kernel: jax.Array | ops.SignKernel
+    kernel: jax.Array | ScaledWeights | ops.SignKernel
     penalty: jax.Array | None
     quantizer: Quantizer | nn.Module | None = dataclasses.field(metadata={"static": True})
 
@@ -183,7 +233,7 @@ class ActivationQuantizer(nn.Module):
         if self.quantizer is None:
             return a
         if train:
-            sow_penalty(self, self.quantizer.penalty, a, progress)
+            sow_penalty(self, self.quantizer.penalty, a, progress, adds=True)
         a = _normalized(self.quantizer, a, progress)
         binary = ops.binarize(a, self.quantizer.estimator, progress)
         noise = self.quantizer.noise
@@ -197,7 +247,21 @@ class ActivationQuantizer(nn.Module):
         return _add(binary, estimate.reshape(a.shape), noise)
 
 
-class WeightQuantizer(nn.Module):
+class ScaledQuantizer(nn.Module):
+    """A quantizer of weights by `apart`, which may keep their scale apart."""
+
+    def __call__(self, w: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+        """Quantize w (..., filters), filters last as in HWIO kernels; same shape and dtype."""
+        return whole(self.apart(w, train=train, progress=progress))
+
+    def apart(
+        self, w: jax.Array, *, train: bool, progress: jax.Array | float
+    ) -> jax.Array | ScaledWeights:
+        """Likewise."""
+        raise NotImplementedError
+
+
+class WeightQuantizer(ScaledQuantizer):
     """Binary weights: scale * sign(w) forward, the estimator's slope backward, noise in training.
 
     Forward: scale (sign(w) + alpha e(w)), e over each flattened filter or over the input channels
@@ -214,8 +278,10 @@ class WeightQuantizer(nn.Module):
     quantizer: Quantizer | None
 
     @nn.compact
-    def __call__(self, w: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
-        """Quantize w (..., filters), filters last as in HWIO kernels; same shape and dtype."""
+    def apart(
+        self, w: jax.Array, *, train: bool, progress: jax.Array | float
+    ) -> jax.Array | ScaledWeights:
+        """See `ScaledQuantizer`."""
         quantizer = self.quantizer
         if quantizer is None:
             return w
@@ -240,10 +306,12 @@ class WeightQuantizer(nn.Module):
             if left_out:
                 estimate = _gradient_times(estimate, scale)
             binary = _add(binary, estimate, noise)
+        if quantizer.scale == "none":
+            return binary
         if left_out:
-            return _scaled_forward(binary, scale)
+            return ScaledWeights(binary, scale, scale_in_gradient=False)
         differentiated = quantizer.scale_gradient or quantizer.scale == "learned"
-        return binary * (scale if differentiated else jax.lax.stop_gradient(scale))
+        return ScaledWeights(binary, scale if differentiated else jax.lax.stop_gradient(scale))
 
 
 @jax.custom_vjp
@@ -255,6 +323,18 @@ def _scaled_forward(binary: jax.Array, scale: jax.Array) -> jax.Array:
 _scaled_forward.defvjp(
     lambda binary, scale: (binary * scale, scale),
     lambda scale, g: (g, jnp.zeros_like(scale)),
+)
+
+
+@jax.custom_vjp
+def _times(y: jax.Array, factor: jax.Array, in_gradient: jax.Array) -> jax.Array:
+    """Return y times a factor, whose gradient is multiplied by another one."""
+    return y * factor
+
+
+_times.defvjp(
+    lambda y, factor, in_gradient: (y * factor, in_gradient),
+    lambda in_gradient, g: (g * in_gradient, *[jnp.zeros_like(in_gradient)] * 2),
 )
 
 
@@ -297,15 +377,24 @@ def weight_scale(w: jax.Array, scale: str) -> jax.Array:
 
 
 def sow_penalty(
-    module: nn.Module, penalty: Transform | None, x: jax.Array, progress: jax.Array | float
+    module: nn.Module,
+    penalty: Transform | None,
+    x: jax.Array,
+    progress: jax.Array | float,
+    *,
+    adds: bool = False,
 ) -> None:
-    """Add a penalty of x to the training loss, if there is one; to be called in training only."""
+    """Add a penalty of x to the training loss, if there is one; to be called in training only.
+
+    Of a layer that is called several times each call `adds` one of its activations; that of its
+    weights is the same each time, and counts once.
+    """
     if penalty is not None and not module.is_initializing():
         module.sow(
             "penalties",
             "value",
             penalty(x, progress),
-            reduce_fn=jnp.add,
+            reduce_fn=jnp.add if adds else lambda _, new: new,
             init_fn=lambda: jnp.zeros((), jnp.float32),
         )
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
-from fda_jax.layers.quantizers import weight_scale
+from fda_jax.layers.quantizers import ScaledQuantizer, ScaledWeights, weight_scale
 
 
-class LearnedDSQ(nn.Module):
+class LearnedDSQ(ScaledQuantizer):
     """Differentiable soft quantization for one bit, its steepness and clipping range trained.
 
     Forward: scale * sign(phi(x)), phi(x) = s tanh(k (clip(x, l, u) - (l + u) / 2)) with
@@ -56,7 +56,9 @@ class LearnedDSQ(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+    def apart(
+        self, x: jax.Array, *, train: bool, progress: jax.Array | float
+    ) -> jax.Array | ScaledWeights:
         """Quantize x: weights (..., filters) or activations (..., channels); same shape, dtype."""
         start = {
             "alpha_logit": math.log(self.alpha / (1.0 - self.alpha)),
@@ -71,7 +73,9 @@ class LearnedDSQ(nn.Module):
         middle, log_half_width = (_slowed(end, size) for end in ends)
         soft = self._phi(x, jax.nn.sigmoid(logit), middle, jnp.exp(log_half_width))
         binary = ops.binarize(soft, ops.Identity(), progress).astype(x.dtype)
-        return binary * jax.lax.stop_gradient(weight_scale(x, self.scale))
+        if self.scale == "none":
+            return binary
+        return ScaledWeights(binary, jax.lax.stop_gradient(weight_scale(x, self.scale)))
 
     def _phi(
         self, x: jax.Array, alpha: jax.Array, middle: jax.Array, half_width: jax.Array

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from fda_jax.layers import BinaryConv, BinaryDense, Method
+from fda_jax.layers.binary import method_of
 from fda_jax.layers.own import words_of
 from fda_jax.models.summary import METHODS_OWN, parameter_group
 
@@ -77,6 +78,7 @@ def check(
     held = {key: variables.get(key, {}) for key in ("params", "batch_stats")}
     params = _flat(held["params"])
     _check_parameters(name, params, layers)
+    _check_rules(name, layers, method)
     if not layers and not (method.weight is None and method.activation is None):
         raise ValueError(
             f"{name!r} has no BinaryConv or BinaryDense, so that the method would change nothing: "
@@ -127,13 +129,14 @@ def check_patterns(
             )
 
 
-def _initial(name: str, model: Any, images: Any) -> tuple[Any, dict[tuple[str, ...], None]]:
-    """Shapes of a network's first variables, and the paths of its binary layers, in order."""
-    layers: dict[tuple[str, ...], None] = {}
+def _initial(name: str, model: Any, images: Any) -> tuple[Any, dict[tuple[str, ...], Method]]:
+    """Shapes of a network's first variables, and its binary layers in order: the method of each, by
+    its path."""
+    layers: dict[tuple[str, ...], Method] = {}
 
     def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         if isinstance(context.module, BinaryConv | BinaryDense):
-            layers[context.module.path] = None
+            layers[context.module.path] = method_of(context.module)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(look):
@@ -159,6 +162,18 @@ def _check_parameters(name: str, params: Shapes, layers: Collection[tuple[str, .
                 f"the parameter {where} of {name!r} is named as those within binary layers, and "
                 "belongs to none: give it another name than latent_kernel, weight, activation, "
                 "output and noise, and modules above it, too"
+            )
+
+
+def _check_rules(name: str, layers: Mapping[tuple[str, ...], Method], method: Method) -> None:
+    """Refuse a layer whose latent weights would move by another method's rule."""
+    for path, own in layers.items():
+        if own.weight is not None and own.latent_rule != method.latent_rule:
+            rules = [rule or "none" for rule in (own.latent_rule, method.latent_rule)]
+            raise ValueError(
+                f"the method of the layer {'/'.join(path)} of {name!r} has the rule {rules[0]} for "
+                f"latent weights, and a run has one for all layers, its method's, {rules[1]}: "
+                "let both be the same, or train in a loop of your own"
             )
 
 

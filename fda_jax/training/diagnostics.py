@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from fda_jax.layers import BinaryConv, BinaryDense
-from fda_jax.layers.quantizers import ActivationQuantizer
+from fda_jax.layers.quantizers import ActivationQuantizer, ScaledQuantizer, ScaledWeights
 from fda_jax.training.flips import effective_weights
 from fda_jax.training.state import TrainState
 from fda_jax.training.step import Preprocessing, make_loss, stream_positions
@@ -302,10 +302,13 @@ def _interceptor(factors: ByLayer, axis_name: str | None, *, observe: bool) -> C
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
         module, layer = context.module, context.module.parent
         result = call(*args, **kwargs)
-        if not isinstance(layer, BinaryConv | BinaryDense) or context.method_name != "__call__":
+        is_scaled = module.name == "weight" and isinstance(module, ScaledQuantizer)
+        quantizes = context.method_name == ("apart" if is_scaled else "__call__")
+        if not isinstance(layer, BinaryConv | BinaryDense) or not quantizes:
             return result
         if module.name == "weight":
-            return result * factors.get("/".join(layer.path), 1.0)
+            factor = factors.get("/".join(layer.path), 1.0)
+            return result.times(factor) if isinstance(result, ScaledWeights) else result * factor
         if module.name == "activation" and observe and not layer.is_initializing():
             for name, value in _observe(module, args[0], kwargs["progress"], axis_name).items():
                 module.sow(
@@ -359,7 +362,7 @@ def _kernels(
     """The effective weights of each layer."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     kernels = _flat(effective_weights(model, variables, image_shape_hwc))
-    return {"/".join(path[:-1]): kernel for path, (kernel,) in kernels.items()}
+    return {"/".join(path[:-1]): kernel for path, (kernel, *_) in kernels.items()}
 
 
 def _flat(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:

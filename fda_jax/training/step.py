@@ -361,7 +361,11 @@ def make_eval_step(
 
 
 def _average(average: Any, value: Any, decay: float) -> Any:
-    return optax.incremental_update(value, average, 1.0 - decay) if average else average
+    def moved(new: jax.Array, old: jax.Array) -> Any:
+        is_real = jnp.issubdtype(new.dtype, jnp.floating)  # counts have no mean
+        return optax.incremental_update(new, old, 1.0 - decay) if is_real else new
+
+    return jax.tree.map(moved, value, average) if average else average
 
 
 def _weight_quantizer(model: nn.Module) -> Quantizer | None:

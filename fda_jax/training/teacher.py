@@ -33,7 +33,8 @@ class Teacher:
 
         Args:
           variables: "params" and "batch_stats" of the teacher.
-          images: float32 (batch, height, width, channels), normalised as in its own training.
+          images: float32 (batch, height, width, channels), normalised as for the network
+            that it teaches.
 
         Returns:
           float32 (batch, classes).

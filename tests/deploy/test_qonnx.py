@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from fda_jax import deploy, layers, models
-from fda_jax.deploy import onnx_form
+from fda_jax.deploy import onnx_form, qonnx
 from fda_jax.layers import make_method
 from tests.deploy.test_freezing import (
     MEAN,
@@ -130,7 +130,7 @@ def test_signs_of_ones_own_are_seen_and_keep_their_sign_of_zero(signs, of_zero):
     def predict(_, images):
         return signs(images - 2.0)
 
-    made = onnx_form.to_model(predict, {}, (4, 3), {}, kernels=())
+    made = onnx_form.to_model(predict, {}, (4, 3), {}, qonnx=True)
     assert {node.op_type for node in made.graph.node} <= {"Sub", "BipolarQuant"}
     images = np.random.default_rng(0).integers(0, 5, (2, 4, 3))
     answers = run(made, images)
@@ -152,47 +152,46 @@ def test_other_choices_are_no_signs(choice):
     def predict(_, images):
         return choice(images - 2.0)
 
-    made = onnx_form.to_model(predict, {}, (4, 3), {}, kernels=())
+    made = onnx_form.to_model(predict, {}, (4, 3), {}, qonnx=True)
     assert "BipolarQuant" not in {node.op_type for node in made.graph.node}
     images = np.random.default_rng(0).integers(0, 5, (2, 4, 3))
     wanted = np.asarray(predict(None, images.astype(np.float32)))
     np.testing.assert_array_equal(run(made, images), wanted)
 
 
-@pytest.mark.parametrize("geometry", ["matrix", "convolution", "transposed", "squared"])
-def test_kernels_of_any_two_values_are_signs_times_a_scale(geometry):
+@pytest.mark.parametrize("geometry", ["matrix", "convolution", "transposed", "moved"])
+def test_kernels_of_any_two_values_are_made_of_signs(geometry):
     random = np.random.default_rng(0)
-    signs = np.where(random.normal(size=(3, 3, 2, 4)) > 0, 1, -1).astype(np.float32)
-    signs[..., 0] = -1  # one value alone
-    symmetric = signs * np.float32([0.5, 2.0, 0.25, 3.0])
-    kernel = symmetric + np.float32([0.0, 1.0, 0.0, 0.0]) * (geometry == "squared")
+    kernel = np.where(random.normal(size=(3, 3, 2, 4)) > 0, 1, -1).astype(np.float32)
+    kernel[..., 0] = -1  # one value alone
+    kernel = kernel * np.float32([0.5, 2.0, 0.25, 3.0])
+    kernel += np.float32([0.0, 1.0, 0.0, 0.0]) * (geometry == "moved")
     if geometry != "convolution":
         kernel = kernel[0, 0]
+    signs, scale, middle = qonnx.split(kernel)
+    np.testing.assert_array_equal(scale * signs + middle, kernel)
+    assert set(np.unique(signs)) == {-1, 1}
+    assert np.any(middle) == (geometry == "moved")
 
     def predict(arrays, images):
-        weights = arrays["layer/kernel"]
+        signs = arrays["layer/signs"]
         if geometry == "convolution":
             numbers = ("NHWC", "HWIO", "NHWC")
-            return jax.lax.conv_general_dilated(
-                images, weights, (1, 1), "SAME", None, None, numbers
-            )
+            return jax.lax.conv_general_dilated(images, signs, (1, 1), "SAME", None, None, numbers)
         if geometry == "transposed":
-            return images.reshape(-1, 4) @ weights.T
-        return images @ (weights * weights if geometry == "squared" else weights)
+            return images.reshape(-1, 4) @ signs.T
+        if geometry == "moved":
+            return images @ (signs * arrays["layer/scale"] + middle)
+        return images @ signs * arrays["layer/scale"]
 
-    made = onnx_form.to_model(
-        predict, {"layer/kernel": kernel}, (5, 4, 2), {}, kernels=["layer/kernel"]
-    )
+    arrays = {"layer/signs": signs, "layer/scale": scale}
+    made = onnx_form.to_model(predict, arrays, (5, 4, 2), {}, qonnx=True)
     images = random.integers(0, 256, (2, 5, 4, 2))
-    wanted = predict({"layer/kernel": kernel}, images.astype(np.float32))
+    wanted = predict(arrays, images.astype(np.float32))
     np.testing.assert_allclose(run(made, images), wanted, rtol=1e-6, atol=1e-3)
-    if geometry in ("matrix", "convolution"):
-        (node,) = (node for node in made.graph.node if node.op_type == "BipolarQuant")
-        held = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
-        assert node.input[0] == "layer/signs"
-        assert set(np.unique(held["layer/signs"])) == {-1, 1}
-        assert held[node.input[1]] == 1
-        np.testing.assert_array_equal(held["layer/scale"].reshape(-1), [0.5, 2.0, 0.25, 3.0])
+    (node,) = (node for node in made.graph.node if node.op_type == "BipolarQuant")
+    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    assert (node.input[0], held[node.input[1]]) == ("layer/signs", 1)
 
 
 def test_each_node_has_an_array_of_its_own_and_nothing_is_left_over(key):

@@ -10,6 +10,7 @@ import pytest
 
 from fda_jax import ops
 from fda_jax.layers import BinaryConv, BinaryDense, Method, Quantizer, make_method
+from fda_jax.ops import native
 
 NO_SCALE = Method(Quantizer(ops.ClippedSTE(), "none"), Quantizer(ops.ClippedSTE()))
 KEY = jax.random.key(0)
@@ -273,3 +274,49 @@ def test_a_progress_that_is_no_share_is_refused_where_it_is_known(layer, progres
         layer.apply(variables, a, train=True, progress=progress)
     jax.eval_shape(lambda p: layer.apply(variables, a, train=True, progress=p), 0.5)
     layer.apply(variables, a, train=True, progress=1 + 1e-7)
+
+
+@pytest.mark.parametrize("method", ["ste", "xnor_net", "irnet", "reactnet", "dsq_learned", "pcnn"])
+@pytest.mark.parametrize("train", [False, True])
+def test_a_scale_multiplies_whole_sums_of_signs(method, train, key):
+    # 2 x 2 x 16 products of -1 and 1: many of their sums are 0, and are to be it exactly.
+    knobs = {"learnable": True} if method == "dsq_learned" else {}
+    method = make_method(method.removesuffix("_learned"), **knobs)
+    layer = BinaryConv(features=32, kernel_size=2, padding=0, method=method)
+    images = jax.random.normal(key, (2, 8, 8, 16))
+    variables = layer.init(jax.random.key(1), images)
+    changed = [*variables, "effective_weights", "penalties"]
+    y, updates = layer.apply(variables, images, train=train, progress=1.0, mutable=changed)
+    kernel = np.asarray(updates["effective_weights"]["kernel"][0])
+    scale = np.abs(kernel).max((0, 1, 2))
+    np.testing.assert_array_equal(np.abs(kernel), np.broadcast_to(scale, kernel.shape))
+    signs = np.where(np.asarray(images) > 0, 1, -1)
+    sums = sum(
+        np.einsum("bhwc,co->bhwo", signs[:, i : 7 + i, j : 7 + j], np.sign(kernel[i, j]))
+        for i in range(2)
+        for j in range(2)
+    )
+    np.testing.assert_array_equal(y, sums.astype(np.float32) * scale)
+    assert 0.05 < np.mean(np.asarray(y) == 0) < 0.2
+
+
+def test_the_slope_behind_a_sum_of_0_is_no_matter_of_the_order_of_summing(key, monkeypatch):
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for _ in range(2):
+                x = BinaryConv(features=16, method="ste")(x, True, 0.5)
+                x = nn.PReLU(negative_slope_init=0.25)(x)
+            return jnp.mean(x**2 * jnp.arange(16))
+
+    network, images = Network(), jax.random.normal(key, (2, 8, 8, 16))
+    variables = network.init(jax.random.key(1), images)
+
+    def gradient():
+        return jax.jit(jax.grad(lambda v: network.apply(v, images)))(variables)
+
+    by_kernels = gradient()
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    jax.clear_caches()
+    for one, other in zip(*map(jax.tree.leaves, (by_kernels, gradient())), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5 * np.abs(other).max())

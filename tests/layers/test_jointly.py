@@ -4,13 +4,14 @@ import dataclasses
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fda_jax import models
-from fda_jax.layers import make_method, quantize_weights
+from fda_jax.layers import BinaryConv, make_method, quantize_weights
 from fda_jax.layers.quantizers import QUANTIZED
 
 IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
@@ -103,3 +104,37 @@ def test_a_penalty_counts_where_the_layer_takes_the_weights(network):
     # Of another quantizer, even one that differs in its penalty alone, nothing is taken.
     if method.weight.penalty is None:
         assert float(plain) == float(left) == 0.0
+
+
+def test_layers_of_another_method_quantize_for_themselves():
+    class Mixed(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False, progress=None):
+            for method in ("fda", "ste"):
+                x = BinaryConv(4, method=method, name=method)(x, train, progress)
+            return x
+
+    model, quantizer = Mixed(), make_method("fda").weight
+    variables = model.init(jax.random.key(0), IMAGES)
+    made = quantize_weights(quantizer, variables["params"], PROGRESS)
+    assert set(made[QUANTIZED]) == {"fda"}
+    together = model.apply({**variables, **made}, IMAGES, train=True, progress=PROGRESS)
+    alone = model.apply(variables, IMAGES, train=True, progress=PROGRESS)
+    np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_the_weights_penalty_of_a_layer_that_is_called_twice_counts_once():
+    method = make_method("bnn_plus")
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = BinaryConv(1, method=method, name="layer")
+            return layer(layer(x, True, PROGRESS), True, PROGRESS)
+
+    variables = Twice().init(jax.random.key(0), IMAGES)
+    (penalty,) = jax.tree.leaves(
+        Twice().apply(variables, IMAGES, mutable=["penalties"])[1]["penalties"]
+    )
+    wanted = method.weight.penalty(variables["params"]["layer"]["latent_kernel"], PROGRESS)
+    np.testing.assert_allclose(penalty, wanted, rtol=1e-6)

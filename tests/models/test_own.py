@@ -44,6 +44,8 @@ class Net(nn.Module):
             count = self.variable("batch_stats", "count", jnp.zeros, ())
             if train:
                 count.value = jnp.zeros((3,))
+        if kind == "ruled":
+            x = layers.BinaryDense(4, method="binaryconnect", name="ruled")(x, train, progress)
         if kind == "hidden":
             x = nn.vmap(
                 layers.BinaryDense,
@@ -116,7 +118,7 @@ def deaf() -> models.ModelSpec:
 """
 KINDS = (
     *("good", "random", "memory", "apart", "half", "named", "latent"),
-    *("growing", "hidden", "real", "pixels", "labels"),
+    *("growing", "hidden", "real", "ruled", "pixels", "labels"),
 )
 for _kind in KINDS:
     OWN += f"""
@@ -173,6 +175,10 @@ def test_a_network_of_ones_own_is_named_by_its_module_and_function(name, method)
         ("mynets:latent", "the parameter latent_kernel of .* belongs to none"),
         ("mynets:growing", r"count of .* is float32 \(\) before .* and float32 \(3,\) after it"),
         ("mynets:hidden", "the binary layer hidden of .* outside of nn.scan and nn.vmap"),
+        (
+            "mynets:ruled",
+            r"layer ruled of .* the rule ClipLatents\(bound=1\.0\) .* method's, none:",
+        ),
         ("mynets:real", "has no BinaryConv or BinaryDense, .* train with the method full_prec"),
         ("mynets:pixels", r"makes .* \(2, 8\) of 2 images, .* shape \(2, 3\), one for each class"),
         ("mynets:labels", r"makes int32 \(2, 3\) of 2 images"),

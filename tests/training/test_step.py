@@ -14,7 +14,7 @@ import pytest
 from fda_jax.layers import BinaryConv, Method, Quantizer
 from fda_jax.models.common import batch_norm
 from fda_jax.ops import ClippedSTE
-from fda_jax.training import devices
+from fda_jax.training import devices, step
 from fda_jax.training.metrics import Metrics
 from fda_jax.training.state import init_state
 from fda_jax.training.step import (
@@ -278,3 +278,9 @@ def test_a_penalty_of_the_weights_is_added_to_the_loss_but_not_to_the_metrics(ex
     np.testing.assert_allclose(same_cross_entropy, cross_entropy, rtol=1e-6)
     np.testing.assert_allclose(penalised - loss, 0.4 * 0.5 * np.sum(w * w), rtol=1e-5)
     np.testing.assert_allclose(grads, plain + 0.4 * w, rtol=1e-4, atol=1e-6)
+
+
+def test_a_count_among_the_statistics_has_no_average():
+    before = {"mean": jnp.array(1.0), "count": jnp.array(3)}
+    made = step._average(before, {"mean": jnp.array(2.0), "count": jnp.array(4)}, 0.75)
+    chex.assert_trees_all_equal(made, {"mean": jnp.array(1.25), "count": jnp.array(4)})
