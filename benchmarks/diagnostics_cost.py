@@ -40,15 +40,20 @@ LIMIT = 1.1
 
 def main() -> None:
     parser = record.parser(__doc__)
-    parser.add_argument("--method", default="fda")
+    parser.add_argument("--method", help="fda, if not given")
     parser.add_argument("--rounds", type=int, default=12, help="turns of each setting")
     args = parser.parse_args()
     rounds = 1 if args.tiny else args.rounds
     sys.path.insert(0, str(sides.ROOT / "configs"))
+    # Noise modules take long to compile.
+    args.method = args.method or ("ste" if args.tiny else "fda")
     config = importlib.import_module("digits_resnet").get_config(args.method)
     config.train.steps_per_call = 1
     config.diagnostics.every_steps = 1
     experiment = setup.build(config.to_dict())
+    if args.tiny:
+        small = experiment.model.clone(stage_sizes=(1,), widths=(8,))
+        experiment = dataclasses.replace(experiment, model=small, signs=None)
     with tempfile.TemporaryDirectory() as folder:
         turns = make_turns(experiment, RunFolder(Path(folder)), tiny=args.tiny)
         for turn in turns.values():

@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--network", default="resnet20")
     args = parser.parse_args()
     mesh = Mesh(np.array(jax.devices()[:1] if args.tiny else h100(parser.error)), (devices.AXIS,))
-    rows = (("fda", "float32", 1), ("fda", "float32", 2)) if args.tiny else ROWS
+    rows = (("ste", "float32", 1), ("ste", "float32", 2)) if args.tiny else ROWS
     made = record.Record("gpu_kernels", __doc__.splitlines()[0])
     counts, launches = {}, {}
     for row in rows:

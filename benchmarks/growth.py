@@ -58,9 +58,7 @@ AXES = (
     Axis("terms", "Fourier terms N", (1, 10, 100), 0.0),
 )
 TINY_AXES = (
-    Axis("batch", "images in a batch", (2, 4), 1.0),
     Axis("width", "width factor of the channels", (0.5, 1.0), 2.0),
-    Axis("depth", "residual blocks in each stage", (1, 2), 1.0),
     Axis("terms", "Fourier terms N", (1, 10), 0.0),
 )
 

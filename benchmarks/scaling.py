@@ -39,11 +39,8 @@ PARTS = {
     "gradient": "gradient and loss",
     "metrics": "metrics",
 }
-# Attributes of the networks at which every line runs and little is compiled.
-TINY = {
-    "resnet20": {"stage_sizes": [1], "widths": [4]},
-    "vgg_small": {"widths": [4, 4]},
-}
+# The network at which every line runs, and attributes with which little is compiled.
+TINY = {"resnet20": {"stage_sizes": [1], "widths": [4]}}
 BATCH, STEPS, SIDE_PX, LIMIT = 16, 2, 32, 0.8
 
 
@@ -89,6 +86,8 @@ def main() -> None:
     if args.tiny:
         args.devices = [1, 2]
     milliseconds = {name: float(ms) for name, ms in (item.split("=") for item in args.step_ms)}
+    if args.tiny:
+        milliseconds = {name: milliseconds[name] for name in TINY}
     links = [
         Link(8, "8 GPUs of a node, NVLink", args.node_gbps, args.node_us),
         Link(64, "64 GPUs of 8 nodes, InfiniBand", args.network_gbps, args.network_us),

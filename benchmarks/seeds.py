@@ -48,8 +48,10 @@ COUNTS = (2, 5)
 def main() -> None:
     parser = record.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side")
-    parser.add_argument("--method", default="fda")
+    parser.add_argument("--method", help="fda, if not given")
     args = parser.parse_args()
+    # Noise modules take long to compile.
+    args.method = args.method or ("ste" if args.tiny else "fda")
     networks, counts, rounds = NETWORKS, COUNTS, args.rounds
     if args.tiny:
         networks, counts, rounds = (Network("resnet_digits", (8, 8, 1), 2),), (2,), 1

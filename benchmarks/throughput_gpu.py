@@ -171,6 +171,7 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
         turn_seconds=1.5,
     )
     if args.tiny:
+        args.serial = True  # then the company finds what our side has compiled
         base = dataclasses.replace(
             base,
             batch=4,
@@ -191,7 +192,7 @@ def make_parts(args: argparse.Namespace, folder: Path) -> dict[str, Part]:
             made[f"torch {mode}"] = dataclasses.replace(ours, mode=mode, variables=start)
         return Part(seconds, made)
 
-    numbers, (processes, each) = ((2,), (2, 2)) if args.tiny else (args.seeds, args.company)
+    numbers, (processes, each) = ((2,), (2, 1)) if args.tiny else (args.seeds, args.company)
     several = {f"{n} seeds": dataclasses.replace(base, seeds=n) for n in numbers}
     if processes:
         company = dataclasses.replace(base, seeds=each, processes=processes)
