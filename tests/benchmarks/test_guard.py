@@ -68,14 +68,19 @@ def test_the_training_step_costs_the_same_operations_for_every_number_of_terms()
     flops = {}
     for terms in (1, 40):
         setting = steps.make_setting(
-            "resnet8", "fda", 4, num_terms_start=terms, num_terms_end=terms
+            "resnet8",
+            "fda",
+            4,
+            image_shape_hwc=(8, 8, 3),
+            sizes={"stage_sizes": (1,), "widths": (32,)},
+            num_terms_start=terms,
+            num_terms_end=terms,
         )
         stepper = steps.Stepper(setting)
         flops[terms] = stepper.compiled.cost_analysis()["flops"], stepper.flops()
     assert flops[1] == flops[40]
-    # Multiplications of ResNet-8's convolutions for an image; the three passes and the additions.
-    stage = 9 * 1024 * 16 * 16
-    by_hand = 6 * 4 * (9 * 1024 * 3 * 16 + 2 * stage + 2 * (stage // 2 + stage))
+    # Multiplications of the convolutions for an image; the three passes and the additions.
+    by_hand = 6 * 4 * (9 * 64 * 3 * 32 + 2 * 9 * 64 * 32 * 32)
     assert by_hand < flops[1][1] < 1.2 * by_hand
 
 

@@ -23,7 +23,12 @@ METHODS_OF_A_BIT = set(METHODS) - {"full_precision"}
 METHODS_OF_OTHER_LEVELS = {"full_precision", "tbn", "hwgq", "abc_net", "adabin"}
 MEAN, STD = (0.5,), (0.25,)
 SHAPE = (8, 8, 1)
-NETWORKS = {"vgg_small": 32, "vit_digits": 8, "resnet18": 32}
+# Side of the images, and attributes that make a network narrow: what is in it stays.
+NETWORKS = {
+    "vgg_small": (16, {"widths": (8, 16, 24)}),
+    "vit_digits": (8, {"depth": 1}),
+    "resnet18": (32, {"stage_sizes": (1, 1), "widths": (8, 16)}),
+}
 
 can_count = native.kernels() is not None
 tiny = functools.partial(models.ResNet, stage_sizes=(1,), widths=(8,), num_classes=3)
@@ -31,6 +36,12 @@ several = pytest.mark.parametrize(
     "method",
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in METHODS],
 )
+
+
+def network_of(name):
+    """One of `NETWORKS` with FDA's method, and the shape of its images."""
+    side, attributes = NETWORKS[name]
+    return models.build(name, num_classes=10).clone(**attributes), (side, side, 1)
 
 
 def trained(model, shape, key):
@@ -126,8 +137,7 @@ def test_weights_of_a_few_values_take_a_few_bits(knobs, bits, key):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_kind_of_network_can_be_frozen(name, key):
-    shape = (NETWORKS[name], NETWORKS[name], 1)
-    model = models.build(name, num_classes=10)
+    model, shape = network_of(name)
     variables = trained(model, shape, key)
     network = frozen(model, variables, shape)
     assert_same_answers(network, model, variables, pictures(shape, key, 2))

@@ -22,6 +22,7 @@ from tests.deploy.test_freezing import (
     SHAPE,
     STD,
     logits,
+    network_of,
     pictures,
     several,
     tiny,
@@ -63,8 +64,7 @@ def test_every_method_answers_in_another_runtime_as_its_model(method, key):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_kind_of_network_answers_in_another_runtime(name, key):
-    shape = (NETWORKS[name], NETWORKS[name], 1)
-    model = models.build(name, num_classes=10)
+    model, shape = network_of(name)
     variables = trained(model, shape, key)
     assert_same_answers(converted(model, variables, shape), model, variables, shape, key)
 
