@@ -1,5 +1,6 @@
 """Runs as processes of their own: killed, stopped by a signal, and two that train together."""
 
+import importlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optimized")]
 EPOCHS = 8
 NETWORK = "tests.nets:tiny"
 FLAGS = [
-    "--config=configs/digits_resnet.py",
+    "--config=configs/digits_resnet.py:ste",
     f"--config.model.name={NETWORK}",
     "--config.train.batch_size=320",
     "--config.eval.batch_size=200",
@@ -38,12 +39,18 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
+def config_of(epochs):
+    """What these flags say."""
+    method = importlib.import_module("digits_resnet").get_config("ste").method.to_dict()
+    small = small_config(**{"model.name": NETWORK, "train.epochs": epochs})
+    return {**small, "method": method}
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, optimized):
     """The run of these flags, never stopped: its folder and what it returned."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    config = small_config(**{"model.name": NETWORK, "train.epochs": EPOCHS})
-    return folder, experiment.train(config, folder)
+    return folder, experiment.train(config_of(EPOCHS), folder)
 
 
 def start(workdir, *flags, epochs=EPOCHS, devices=4, program=("train.py",)):
@@ -153,12 +160,14 @@ def test_a_method_of_ones_own_is_found_in_the_current_folder_and_missed_in_words
 def test_a_second_process_in_the_same_folder_waits_and_is_refused(tmp_path):
     workdir = tmp_path / "run"
     first = start(workdir, epochs=20_000)
-    read_until(first, "epoch")
+    read_until(first, " 1/20000 ")
+    first.send_signal(signal.SIGSTOP)  # it keeps the folder, and leaves the cores to the second
     second = start(workdir, epochs=20_000)
     output = second.communicate(timeout=300)[0]
     assert second.returncode == 1
     assert f"another process trains in {workdir} (process {first.pid} on" in output
     first.send_signal(signal.SIGTERM)
+    first.send_signal(signal.SIGCONT)
     first.communicate(timeout=300)
     keys = [(row["step"], row["split"]) for row in rows(workdir)]
     assert len(keys) == len(set(keys)) > 0
@@ -181,8 +190,7 @@ def test_a_folder_that_one_process_cannot_have_is_refused_to_all(tmp_path):
 
 def test_two_processes_train_what_one_trains(tmp_path):
     # Later a sign flips in one and not in the other.
-    config = small_config(**{"model.name": NETWORK, "train.epochs": 2})
-    experiment.train(config, tmp_path / "one")
+    experiment.train(config_of(2), tmp_path / "one")
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
