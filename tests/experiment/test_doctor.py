@@ -8,7 +8,7 @@ import pytest
 
 from fda_jax import doctor, experiment
 from fda_jax.experiment import findings
-from tests.conftest import REPOSITORY, STE, small_config
+from tests.conftest import REPOSITORY, small_config
 
 EPOCHS = 20
 LAYERS = ("block1/conv1", "block2/conv1")
@@ -366,21 +366,18 @@ def test_a_run_in_stages_is_examined_stage_by_stage(tmp_path, capsys):
     assert "The run has not ended." in text
 
 
-LOOK = {"diagnostics.every_steps": 4, "diagnostics.probes": 2}
-# Real runs that are made ill: knobs, other keys, and what has to be found among other things.
+LOOK = {"diagnostics.every_steps": 4, "diagnostics.probes": 2, "method.noise": "none"}
+# Real runs that are made ill, and what has to be found among other things.
 SPOILED = {
     "steps of nothing": (
-        {},
         {"optimizer.learning_rate": 1e-12},
         {"stay as they were drawn", "Most latent weights do not move"},
     ),
     "a window that lets nothing through": (
-        {"window": 1e-6},
-        {},
+        {"method.window": 1e-6},
         {"Most activations get no gradient", "Most latent weights get no gradient"},
     ),
     "steps that are far too long": (
-        {},
         {"optimizer.learning_rate": 1e3, "optimizer.schedule": "constant"},
         {"a number was not finite", "--config.optimizer.clip_norm=1"},
     ),
@@ -390,10 +387,9 @@ SPOILED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("illness", SPOILED)
 def test_a_real_run_made_ill_on_purpose_is_found_ill(illness, tmp_path):
-    knobs, keys, expected = SPOILED[illness]
-    config = {**small_config(**LOOK, **keys), "method": {**STE, **knobs}}
+    changes, expected = SPOILED[illness]
     with contextlib.suppress(experiment.NonFiniteError):
-        experiment.train(config, tmp_path / "run")
+        experiment.train(small_config(**LOOK, **changes), tmp_path / "run")
     (run,) = findings.read(tmp_path / "run")
     text, _ = findings.report([run])
     assert all(words in text for words in expected), text
