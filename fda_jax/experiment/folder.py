@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fda_jax.experiment import judged, lock
+from fda_jax.training.checkpoints import check_path
 
 # Where the data lie, how fast they are read, how often the run is saved and who looks on change no
 # result.
@@ -54,7 +55,9 @@ class RunFolder:
 
         Raises:
           WorkdirError: it cannot be written.
+          CheckpointError: its checkpoints could not be read.
         """
+        check_path(self.path)
         try:
             if self._is_writer:
                 self.path.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,30 @@ import orbax.checkpoint as ocp
 
 # Where checkpoints go that are not kept, in one piece, before they are taken apart.
 _DROPPED = "dropped"
+# orbax looks for its own files by a pattern that begins with the whole path of the folder.
+_PATTERN = re.compile(r"\[.*\]|\\")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the message says what to do."""
+
+
+def check_path(folder: Path) -> None:
+    """Refuse a folder whose checkpoints could be written, but not read.
+
+    Args:
+      folder: absolute or relative path.
+
+    Raises:
+      CheckpointError: its absolute path has brackets or a backslash.
+    """
+    found = _PATTERN.search(folder.absolute().as_posix())
+    if found:
+        raise CheckpointError(
+            f"the path of the folder {folder.absolute()} has {found[0]!r} in it, and checkpoints "
+            "below brackets or a backslash cannot be read again: choose a --workdir without, or "
+            "reach it by a symbolic link"
+        )
 
 
 class Checkpoints:
@@ -28,9 +49,13 @@ class Checkpoints:
 
     Args:
       folder: absolute or relative path; made if it is missing.
+
+    Raises:
+      CheckpointError: of `check_path`.
     """
 
     def __init__(self, folder: Path) -> None:
+        check_path(folder)
         self.folder = folder.absolute()
         self._is_writer = jax.process_index() == 0
         if self._is_writer:

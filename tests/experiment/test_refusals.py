@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fda_jax import data, experiment
-from fda_jax.experiment import inherit, run, setup, stages
+from fda_jax.experiment import inherit, run, setup, stages, sweep
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from tests.conftest import REPOSITORY, small_config
 
@@ -170,6 +170,16 @@ def test_another_configuration_of_a_finished_run_is_told_how_to_go_on(tmp_path, 
     assert given
     finished = inherit.FinishedRun("train.init_from", given[1], tmp_path / "elsewhere" / "second")
     assert finished.path == tmp_path / "first"
+
+
+def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(tmp_path):
+    with pytest.raises(experiment.CheckpointError, match=r"has '\[1\]' in it.*--workdir"):
+        experiment.train(small_config(), tmp_path / "runs[1]" / "run")
+    small = ["data.name=digits", "model.name=tiny", "train.epochs=2", "eval.batch_size=200"]
+    asked = sweep.read(REPOSITORY / "configs" / "sweeps" / "table2.py", small)
+    with pytest.raises(experiment.CheckpointError, match="--workdir"):
+        sweep.train(asked, tmp_path / "runs[1]", only=["fda"])
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_single_run_does_not_move_into_a_sweep(tmp_path):

@@ -152,6 +152,20 @@ def test_every_file_of_a_checkpoint_cut_short_or_altered_is_noticed_or_harmless(
     assert noticed >= 4
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a\\b"])
+def test_a_folder_that_would_give_nothing_back_is_refused(tmp_path, name):
+    with pytest.raises(CheckpointError, match="cannot be read again: choose a --workdir without"):
+        Checkpoints(tmp_path / name / "run")
+    assert not (tmp_path / name).exists()
+    (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    for harmless in (tmp_path / "link", tmp_path / "a[" / "*?", tmp_path / "a]"):
+        store = Checkpoints(harmless)
+        store.save(1, a_state(), {})
+        assert_same(store.restore(a_state(1), 1)[0], a_state())
+        store.close()
+
+
 def test_a_full_disk_is_reported_and_the_checkpoints_before_it_are_untouched(
     checkpoints, monkeypatch
 ):
