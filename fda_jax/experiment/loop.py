@@ -315,7 +315,10 @@ class Trainer:
 
 
 class Stop:
-    """Turns SIGTERM and the first Ctrl-C into a request to stop after the call under way."""
+    """Turns SIGTERM and the first Ctrl-C into a request to stop after the call under way.
+
+    Further SIGTERMs change nothing: whoever ends a group of processes may send each several.
+    """
 
     def __init__(self) -> None:
         self.asked = False
@@ -335,7 +338,8 @@ class Stop:
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         self.asked = True
-        signal.signal(number, self._before[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[signal.SIGINT])
 
 
 def make_call(experiment: Experiment) -> Callable[..., tuple[TrainState, Metrics, Health]]:

@@ -106,8 +106,12 @@ def train(
                 continue
             del running[place]
             reason = process.reason()
-            # One that the signal met before it could save anything has nothing to lose.
-            if reason and not (stop.asked and process.was_terminated()):
+            if stop.asked and process.was_terminated():
+                say(
+                    f"run {process.name} was ended by the signal before it could save: the same "
+                    "command goes on from its last checkpoint"
+                )
+            elif reason:
                 failures[process.name] = reason
                 say(f"run {process.name} failed: {reason}")
         time.sleep(_POLL_SECONDS)

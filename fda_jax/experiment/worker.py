@@ -10,8 +10,11 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
+from typing import Any
 
 from fda_jax.experiment import USER_ERRORS, compilation, heap, run
+from fda_jax.experiment.loop import Stop
 
 
 def main() -> int:
@@ -23,8 +26,15 @@ def main() -> int:
     threading.Thread(target=_stop_when_unwanted, daemon=True).start()
     compilation.keep_programs()
     heap.reuse_pages()
+    with Stop() as stop:
+        code = _train(order, stop)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is saved, and the exit takes a moment
+    return code
+
+
+def _train(order: Mapping[str, Any], stop: Stop) -> int:
     try:
-        run.train(order["config"], order["workdir"])
+        run.train(order["config"], order["workdir"], stop=stop)
     except USER_ERRORS as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         return 1

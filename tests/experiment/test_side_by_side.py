@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -20,13 +21,15 @@ WORKER = """
 import json, os, signal, sys, time
 order = json.loads(sys.stdin.readline())
 open(order["workdir"], "w").write(json.dumps([os.environ["PLACE"], order["argv"]]))
-print("began", flush=True)
 def save(*_):
     print("saved", flush=True)
     sys.exit(0)
 signal.signal(signal.SIGTERM, save)
 what = order["config"]["does"]
-if what == "waits":
+if what == "forgets":
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+print("began", flush=True)
+if what in ("waits", "forgets"):
     time.sleep(60)
 if what == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -63,8 +66,8 @@ def test_jobs_are_shared_out_and_a_failure_or_a_kill_costs_one_alone(tmp_path, s
     assert "run 5/5: j4 on device" in "\n".join(said)
 
 
-def test_at_a_signal_every_process_saves_and_no_other_starts(tmp_path, said):
-    asked = jobs(tmp_path, "waits", "waits", "works")
+def test_at_a_signal_every_process_that_can_saves_and_no_other_starts(tmp_path, said):
+    asked = jobs(tmp_path, "waits", "forgets", "works")
     stop = Stop()
 
     def ask_when_both_have_begun():
@@ -76,8 +79,31 @@ def test_at_a_signal_every_process_saves_and_no_other_starts(tmp_path, said):
     thread.start()
     assert side_by_side.train(asked, PLACES, stop=stop, say=said.append) == {}
     thread.join()
-    assert {"[j0] saved", "[j1] saved"} <= set(said)
+    assert "[j0] saved" in said
+    assert "run j1 was ended by the signal before it could save" in "\n".join(said)
+    assert "run j0 was ended" not in "\n".join(said)
     assert not (tmp_path / "j2").exists()
+
+
+def test_a_second_sigterm_ends_no_process_that_saves_and_a_second_ctrl_c_does():
+    ended = []
+    before = {
+        number: signal.signal(number, lambda number, _: ended.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        with Stop() as stop:
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert (stop.asked, ended) == (True, [])
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGINT)
+            assert ended == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_devices_are_counted_in_another_process_and_one_is_not_shared_out(monkeypatch):
@@ -98,11 +124,11 @@ SMALL = [
 NAMES = ("dorefa", "fda_noise=none")
 
 
-def start(workdir):
+def start(workdir, *flags):
     """Two runs of one sweep on two simulated devices."""
     command = [
         *(sys.executable, "train.py", "--sweep=configs/sweeps/table2.py"),
-        *(f"--only={','.join(NAMES)}", f"--workdir={workdir}", *SMALL),
+        *(f"--only={','.join(NAMES)}", f"--workdir={workdir}", *SMALL, *flags),
     ]
     return subprocess.Popen(
         command,
@@ -110,6 +136,7 @@ def start(workdir):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -145,3 +172,20 @@ def test_two_devices_train_two_runs_whatever_is_killed_on_the_way(tmp_path):
         assert recorded[0] == "train.py"
         assert len(rows(folder)) == 4
         assert asked.configs[name]["train"]["epochs"] == result["epochs"]
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_lets_every_run_save(tmp_path):
+    process = start(tmp_path / "w", "--override=train.epochs=5000")
+    training = set()
+    for line in process.stdout:
+        training |= {line.split("]")[0]} if "images/s" in line else set()
+        if len(training) == 2:
+            break
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.1)
+    output = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, output
+    assert output.count("checkpoint saved: the same command goes on from here") == 2
+    assert "before it could save" not in output
