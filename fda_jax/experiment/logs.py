@@ -28,16 +28,23 @@ def quiet_pipe(main: Callable[_P, int]) -> Callable[_P, int]:
             code = main(*args, **kwargs)
             sys.stdout.flush()
         except BrokenPipeError:
-            # At its exit Python writes what is left: to nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _to_nowhere(sys.stdout)
             return PIPE_CLOSED
         return code
 
     return command
 
 
+def _to_nowhere(out: TextIO) -> None:
+    """Let go nowhere what is written from here on, as by Python at its exit what is left."""
+    with contextlib.suppress(OSError):  # not every stream is a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+
+
 class Terminal:
     """One line an epoch, and a line that is overwritten in between where a person watches.
+
+    Where nothing can be written any more, as in `... | head`, it is silent from there on.
 
     Args:
       total_steps: of the run.
@@ -66,22 +73,19 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
-        if self._is_writer:
-            clear = "\r\x1b[2K" if self._live else ""
-            self._out.write(f"{clear}{self._name}{text}\n")
-            self._out.flush()
+        clear = "\r\x1b[2K" if self._live else ""
+        self._write(f"{clear}{self._name}{text}\n")
 
     def tick(self, epoch: int, step: int, means: Mapping[str, float]) -> None:
         """Show how far the run is, on a line that the next one overwrites."""
         now = time.monotonic()
         if self._start is None:  # the first tick comes after compilation
             self._start = (now, step)
-        if self._is_writer and self._live:
-            self._out.write(
+        if self._live:
+            self._write(
                 f"\r\x1b[2K{self._name}epoch {epoch}  step {step}/{self._total}  "
                 f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.2%}  {self.left(step)}"
             )
-            self._out.flush()
 
     def epoch(
         self,
@@ -106,6 +110,15 @@ class Terminal:
             return "time left unknown"
         seconds = (time.monotonic() - self._start[0]) / (step - self._start[1])
         return f"{duration(seconds * (self._total - step))} left"
+
+    def _write(self, text: str) -> None:
+        if self._is_writer:
+            try:
+                self._out.write(text)
+                self._out.flush()
+            except OSError:  # which ends no training
+                self._is_writer = False
+                _to_nowhere(self._out)
 
 
 class TensorBoard:

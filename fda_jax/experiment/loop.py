@@ -178,10 +178,10 @@ class Lane:
             if test_means["accuracy"] > best_row(self.folder.metrics())["accuracy"]:
                 new_best = test_means["accuracy"]
         self.log(*rows)
-        self.terminal.epoch(epoch, plan.epochs, train_means, test_means, step, rate)
         progress.totals = devices.replicate(Metrics.zero())
         if last or new_best is not None or epoch % plan.checkpoint_every_epochs == 0:
             self._save(progress, new_best=new_best)
+        self.terminal.epoch(epoch, plan.epochs, train_means, test_means, step, rate)
 
     def stop(self, progress: Progress) -> None:
         """Save where the run stands, so that it goes on from here."""

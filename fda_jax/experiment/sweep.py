@@ -11,7 +11,7 @@ import re
 import traceback
 from ast import literal_eval
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -200,7 +200,8 @@ def _one_after_another(
         before = last
         for name, error in errors.items():
             if not isinstance(error, USER_ERRORS):
-                traceback.print_exception(error)
+                with suppress(OSError):  # nobody may read on
+                    traceback.print_exception(error)
             failures[name] = f"{type(error).__name__}: {error}"
             terminal.line(f"run {name} failed: {failures[name]}")
     return failures

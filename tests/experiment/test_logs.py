@@ -70,6 +70,22 @@ def test_a_second_process_says_nothing():
     assert out.getvalue() == ""
 
 
+def test_a_terminal_that_cannot_be_written_to_is_silent_from_there_on(monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    for out in (os.fdopen(writer, "w"), io.StringIO(), Screen()):
+        with out, monkeypatch.context() as patch:
+            if isinstance(out, io.StringIO):
+                patch.setattr(out, "write", full)
+            terminal = Terminal(10, out=out)
+            terminal.tick(1, 1, MEANS)
+            terminal.line("hello")
+            terminal.epoch(1, 2, MEANS, MEANS, 5, 1234.5)
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0s"), (59.4, "59s"), (185, "3m05s"), (7620, "2h07m")]
 )
