@@ -253,10 +253,11 @@ def evaluate(
     with saved.opened(workdir, given, data_dir=data_dir) as trained:
         evaluator = Evaluator(trained.experiment)
         for name in saved.CHECKPOINTS:
-            step = trained.step(name)
-            if step is None:
+            found = trained.found(name)
+            if found is None:
                 continue
-            means = evaluator(devices.replicate(trained.state(step))).means()
+            step, state = found
+            means = evaluator(devices.replicate(state)).means()
             answers[name] = {"step": step, **means}
             terminal = make_terminal(trained.experiment)
             terminal.line(f"{name} checkpoint (step {step}): test {told(means)}")

@@ -14,10 +14,12 @@ from fda_jax.experiment import setup, stages
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.loop import start
 from fda_jax.experiment.setup import Experiment
-from fda_jax.training.checkpoints import Checkpoints
+from fda_jax.training.checkpoints import Checkpoints, ReplacedError
 from fda_jax.training.state import TrainState
 
 CHECKPOINTS = ("last", "best")
+# How often a checkpoint that was replaced while it was read is looked for anew.
+_TRIES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,12 @@ class SavedRun:
     checkpoints: Checkpoints
 
     def step(self, name: str) -> int | None:
-        """The step of the checkpoint "last" or "best"; None where there is none of this name."""
+        """The step of the checkpoint "last" or "best" by now; None where there is none.
+
+        Raises:
+          CheckpointError: as `state`.
+        """
+        self.checkpoints.reload()
         last = name == "last"
         return self.checkpoints.latest_step() if last else self.checkpoints.best_step()
 
@@ -43,10 +50,25 @@ class SavedRun:
         """The state after a step that was saved.
 
         Raises:
-          CheckpointError: the checkpoint is damaged, or of another network.
+          CheckpointError: the checkpoint is damaged, of another network, or gone, for the run
+            trains on.
         """
         (state, *_), _ = self.checkpoints.restore(self._start, step)
         return state
+
+    def found(self, name: str) -> tuple[int, TrainState] | None:
+        """Step and state of the checkpoint "last" or "best", also of a run that trains on.
+
+        Returns:
+          None where there is none of this name.
+
+        Raises:
+          CheckpointError: as `state`.
+        """
+        for _ in range(_TRIES - 1):
+            with contextlib.suppress(ReplacedError):
+                return self._found(name)
+        return self._found(name)
 
     def last(self) -> TrainState:
         """The state of the last checkpoint.
@@ -54,9 +76,13 @@ class SavedRun:
         Raises:
           CheckpointError: as `state`.
         """
-        step = self.step("last")
-        assert step is not None  # `opened` refuses a folder without
-        return self.state(step)
+        found = self.found("last")
+        assert found is not None  # `opened` refuses a folder without
+        return found[1]
+
+    def _found(self, name: str) -> tuple[int, TrainState] | None:
+        step = self.step(name)
+        return None if step is None else (step, self.state(step))
 
     @functools.cached_property
     def _start(self) -> Any:

@@ -107,12 +107,13 @@ def release(
     if not out.parent.is_dir():
         raise WorkdirError(f"there is no folder {out.parent}: make it, or choose another")
     with saved.opened(workdir, data_dir=data_dir) as trained:
-        step = trained.step(checkpoint)
-        if step is None:
+        found = trained.found(checkpoint)
+        if found is None:
             raise WorkdirError(
                 f"the folder {workdir} has no checkpoint {checkpoint!r}: use 'last', or train on"
             )
-        variables = jax.device_get(trained.state(step).inference_variables())
+        step, state = found
+        variables = jax.device_get(state.inference_variables())
         experiment, facts = trained.experiment, _facts(trained, Path(workdir), step)
     trained_network = (experiment.model, variables, experiment.dataset.image_shape_hwc)
     preprocessing = experiment.preprocessing

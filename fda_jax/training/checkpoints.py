@@ -23,6 +23,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read; the message says what to do."""
 
 
+class ReplacedError(CheckpointError):
+    """A checkpoint that is gone, for the run that it is of trains on."""
+
+
 def check_path(folder: Path) -> None:
     """Refuse a folder whose checkpoints could be written, but not read.
 
@@ -70,11 +74,24 @@ class Checkpoints:
                 enable_async_checkpointing=False,
                 preservation_policy=_LastAnd(self._kept),
                 todelete_subdir=_DROPPED,
+                # Or what another process drops while this one begins would be looked for.
+                lightweight_initialize=True,
                 multiprocessing_options=ocp.options.MultiprocessingOptions(
                     primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
                 ),
             ),
         )
+
+    def reload(self) -> None:
+        """Look which checkpoints there are now, for another process may train.
+
+        Raises:
+          ReplacedError: one went away while it was looked at.
+        """
+        try:
+            self._manager.reload()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise _replaced(f"a checkpoint in {self.folder}") from error
 
     def latest_step(self) -> int | None:
         """Step of the newest checkpoint, or None."""
@@ -143,7 +160,8 @@ class Checkpoints:
           The tree as host arrays, and the notes.
 
         Raises:
-          CheckpointError: the checkpoint is damaged, or belongs to another network.
+          CheckpointError: the checkpoint is damaged, or belongs to another network; a
+            `ReplacedError` if it is gone.
         """
         wanted = _flat(like)
         description = self._read_description(step)
@@ -203,6 +221,8 @@ class Checkpoints:
 
     def _damaged(self, step: int, why: str) -> CheckpointError:
         where = self.folder / str(step)
+        if not where.exists():
+            return _replaced(f"the checkpoint {where}")
         return CheckpointError(
             f"the checkpoint {where} cannot be read: {why}. It was cut short or altered: remove "
             "that folder to go on from an older checkpoint, or use another --workdir"
@@ -224,6 +244,13 @@ class _LastAnd(ocp.checkpoint_managers.PreservationPolicy):
         del context
         newest = max((info.step for info in checkpoints), default=None)
         return [info.step == newest or info.step in self._steps for info in checkpoints]
+
+
+def _replaced(what: str) -> ReplacedError:
+    return ReplacedError(
+        f"{what} is gone: a newer one of a run that still trains has replaced it meanwhile. Start "
+        "the same command again"
+    )
 
 
 def _flat(tree: Any) -> dict[str, np.ndarray]:

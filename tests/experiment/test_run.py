@@ -84,6 +84,31 @@ def test_evaluation_of_the_checkpoint_gives_the_accuracy_that_training_gave(whol
     assert experiment.evaluate(small_config(), folder) == answers
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_followed_for_a_while(
+    whole, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    shutil.copytree(whole[0], folder)
+    restore = Checkpoints.restore
+    replaced = []
+
+    def late(self, like, step):
+        if len(replaced) < patience:
+            replaced.append(step)
+            (self.folder / str(step)).rename(self.folder / str(step + 1))
+        return restore(self, like, step)
+
+    monkeypatch.setattr(Checkpoints, "restore", late)
+    with experiment.opened(folder) as run:
+        patience = 2
+        step, state = run.found("last")
+        assert (step, replaced) == (12, [10, 11])
+        chex.assert_trees_all_equal(state, arrays(whole[0])[0])
+        patience = 100
+        with pytest.raises(experiment.CheckpointError, match=r"replaced it meanwhile\. Start the"):
+            run.last()
+
+
 @pytest.mark.slow
 def test_top5_answers_are_counted_where_there_are_many_classes(
     tmp_path, monkeypatch, capsys, whole
