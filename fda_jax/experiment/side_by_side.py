@@ -20,9 +20,9 @@ from fda_jax.experiment.loop import Stop
 
 COMMAND = (sys.executable, "-m", "fda_jax.experiment.worker")
 _PROBE = "import jax; print(jax.default_backend(), jax.local_device_count())"
+# Begins the line on which a worker says why its run failed.
+WHY = "run failed: "
 _POLL_SECONDS = 0.1
-# Lines of a failed process that are kept to say why.
-_LAST_LINES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +133,8 @@ class _Process:
             text=True,
             env={**os.environ, **variables, "PYTHONPATH": path},
         )
-        self._last = collections.deque[str](maxlen=_LAST_LINES)
+        self._why = ""
+        self._last = "its process printed nothing"
         self._asked = False
         self._thread = threading.Thread(target=self._pass_on, args=(say,), daemon=True)
         self._thread.start()
@@ -165,14 +166,17 @@ class _Process:
         code = self._process.returncode
         if code < 0:
             return f"its process was ended by {signal.Signals(-code).name}"
-        words = self._last[-1] if self._last else "its process printed nothing"
+        # What libraries print at the exit of a process comes after the sentence.
+        words = self._why or self._last
         return f"{words} (exit code {code})" if code > 1 else words if code else ""
 
     def _pass_on(self, say: Callable[[str], None]) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            self._last.append(line.rstrip())
-            say(f"[{self.name}] {line.rstrip()}")
+            self._last = line.rstrip()
+            if self._last.startswith(WHY):
+                self._why = self._last.removeprefix(WHY)
+            say(f"[{self.name}] {self._last}")
 
 
 def _without_simulated(flags: str) -> str:

@@ -10,15 +10,17 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from fda_jax.experiment import USER_ERRORS, compilation, heap, run
 from fda_jax.experiment.loop import Stop
+from fda_jax.experiment.side_by_side import WHY
 
 
 def main() -> int:
-    """Train; the exit code is 1, and the last line says why, for what a user can mend."""
+    """Train; the exit code is 1 for a run that failed, and a line of `WHY` says why."""
     for chatty in ("jax", "absl"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     order = json.loads(sys.stdin.readline())
@@ -35,8 +37,10 @@ def main() -> int:
 def _train(order: Mapping[str, Any], stop: Stop) -> int:
     try:
         run.train(order["config"], order["workdir"], stop=stop)
-    except USER_ERRORS as error:
-        print(f"{type(error).__name__}: {error}", flush=True)
+    except Exception as error:
+        if not isinstance(error, USER_ERRORS):
+            traceback.print_exception(error)
+        print(f"{WHY}{type(error).__name__}: {error}", flush=True)
         return 1
     return 0
 

@@ -1,5 +1,6 @@
 """Runs side by side: shared out, and none pays for the fate of another."""
 
+import io
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import time
 
 import pytest
 
-from fda_jax.experiment import side_by_side, sweep
+from fda_jax.experiment import side_by_side, sweep, worker
 from fda_jax.experiment.loop import Stop
 from fda_jax.experiment.side_by_side import Job
 from tests.conftest import REPOSITORY
@@ -34,7 +35,8 @@ if what in ("waits", "forgets"):
 if what == "dies":
     os.kill(os.getpid(), signal.SIGKILL)
 if what == "fails":
-    print("ConfigError: no")
+    print("run failed: ConfigError: no", flush=True)
+    print("RuntimeError: Event loop is closed", file=sys.stderr)
     sys.exit(1)
 print("done")
 """
@@ -83,6 +85,24 @@ def test_at_a_signal_every_process_that_can_saves_and_no_other_starts(tmp_path, 
     assert "run j1 was ended by the signal before it could save" in "\n".join(said)
     assert "run j0 was ended" not in "\n".join(said)
     assert not (tmp_path / "j2").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), RuntimeError("no\nat all")])
+def test_a_worker_says_why_its_run_failed(tmp_path, monkeypatch, capsys, error):
+    def fail(*_, **__):
+        raise error
+
+    order = {"argv": sys.argv, "config": {}, "workdir": str(tmp_path)}
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(order)))
+    monkeypatch.setattr(worker.run, "train", fail)
+    for name in ("_stop_when_unwanted", "compilation.keep_programs", "heap.reuse_pages"):
+        monkeypatch.setattr(f"fda_jax.experiment.worker.{name}", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    assert worker.main() == 1
+    signal.signal(signal.SIGTERM, before)
+    said = capsys.readouterr()
+    assert f"{side_by_side.WHY}{type(error).__name__}: no" in said.out.splitlines()
+    assert ("Traceback" in said.err) == isinstance(error, RuntimeError)
 
 
 def test_a_second_sigterm_ends_no_process_that_saves_and_a_second_ctrl_c_does():
