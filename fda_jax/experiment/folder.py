@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,9 +62,8 @@ class RunFolder:
         try:
             if self._is_writer:
                 self.path.mkdir(parents=True, exist_ok=True)
-                probe = self.path / ".writable"
-                probe.write_text("")
-                probe.unlink()
+                # Of a name of its own, for processes that share a sweep begin at one time.
+                tempfile.TemporaryFile(dir=self.path).close()
         except OSError as error:
             raise WorkdirError(
                 f"the folder {self.path} cannot be written ({error.strerror}): "

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -180,6 +181,12 @@ def test_a_folder_whose_checkpoints_could_not_be_read_is_refused(tmp_path):
     with pytest.raises(experiment.CheckpointError, match="--workdir"):
         sweep.train(asked, tmp_path / "runs[1]", only=["fda"])
     assert not any(tmp_path.iterdir())
+
+
+def test_processes_that_begin_at_one_time_keep_out_of_each_other_s_way(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: RunFolder(tmp_path / "run").make(), range(400)))
+    assert not any((tmp_path / "run").iterdir())
 
 
 def test_a_single_run_does_not_move_into_a_sweep(tmp_path):
