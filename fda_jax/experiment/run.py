@@ -190,6 +190,8 @@ def _train_stages(
     result = {**results[-1], "config": dict(config)}
     for key in ("epochs", "steps", "seconds", "timed_steps"):
         result[key] = sum(part[key] for part in results)
+    images = sum(part["images_per_second"] * part["seconds"] for part in results)
+    result["images_per_second"] = images / result["seconds"] if result["seconds"] else 0.0
     result["best_epoch"] += result["epochs"] - results[-1]["epochs"]
     folder.write("result.json", result)
     terminal.line(f"all stages: {_summary(result)}")

@@ -299,6 +299,7 @@ def test_a_staged_run_leaves_its_result_beside_its_stages(staged):
     totals = {"epochs": 2, "steps": 10, "timed_steps": 8, "seconds": result["seconds"]}
     for key, total in totals.items():
         assert sum(part[key] for part in parts) == pytest.approx(total)
+    assert result["images_per_second"] == pytest.approx(8 * 320 / result["seconds"])
     for part, config in zip(parts, stages.split(staged_config()), strict=True):
         assert part["config"] == json.loads(json.dumps(config))
     # Each was trained as its own configuration says.
