@@ -244,22 +244,23 @@ def load_data(config: Mapping[str, Any]) -> data.Dataset:
 
 
 def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
-    train = config["train"]
-    plan = Plan(
+    train, devices = config["train"], jax.device_count()
+    eval_batch_size = config["eval"]["batch_size"]
+    if isinstance(eval_batch_size, int) and eval_batch_size >= len(dataset.test):
+        # A larger one would be padding.
+        eval_batch_size = -(-len(dataset.test) // devices) * devices
+    return Plan(
         epochs=train["epochs"],
         batch_size=train["batch_size"],
         num_train=len(dataset.train),
         num_test=len(dataset.test),
-        num_devices=jax.device_count(),
+        num_devices=devices,
         steps_per_call=_steps_per_call(train["steps_per_call"]),
-        eval_batch_size=config["eval"]["batch_size"],
+        eval_batch_size=eval_batch_size,
         eval_every_epochs=config["eval"]["every_epochs"],
         checkpoint_every_epochs=config["checkpoint"]["every_epochs"],
         diagnose_every_steps=config["diagnostics"]["every_steps"],
     )
-    # A batch larger than the test set would be padding.
-    whole = -(-plan.num_test // plan.num_devices) * plan.num_devices
-    return dataclasses.replace(plan, eval_batch_size=min(plan.eval_batch_size, whole))
 
 
 def _steps_per_call(asked: int) -> int:

@@ -101,6 +101,17 @@ def test_a_value_that_cannot_run_is_named_with_its_limit(tmp_path, changes, word
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("size", [355, 358, 1000])
+def test_an_evaluation_batch_that_holds_the_test_set_fits_any_devices(size):
+    config = small_config(**{"eval.batch_size": size})
+    plan = setup.build(config).plan
+    assert (plan.num_test, plan.eval_batch_size) == (355, 356)
+    for other, words in ((354, "use 352 or 356"), (size + 0.5, "must be a whole number")):
+        config["eval"]["batch_size"] = other
+        with pytest.raises(ValueError, match=f"batch_size is {other}, but .*{words}"):
+            setup.build(config)
+
+
 @pytest.mark.parametrize(
     ("group", "key"),
     [
