@@ -37,7 +37,8 @@ class Progress:
       totals: training metrics of the epoch under way.
       signs: of the binary weights at the end of the epoch before; None where there are none, or
         nobody asks.
-      seconds: training time so far, evaluation and compilation left out.
+      seconds: training time so far, with the wait for data; evaluation, diagnosis and compilation
+        left out.
       timed_steps: that it holds: all but those of each start's first call, which compiles.
     """
 
@@ -286,10 +287,12 @@ class Trainer:
     def _loop(self, progress: Progress, feeds: Iterator[feed.Feed], stop: "Stop") -> bool:
         compiled = False
         for call in feed.calls(self._plan, int(progress.state.step)):
+            start = time.monotonic()
             item = next(feeds)
+            waited = time.monotonic() - start
             if self._watch is not None and self._plan.is_diagnosed(call.step):
                 self._lane.log(self._watch(progress.state, call.step, item))
-            seconds = self._advance(progress, call, item)
+            seconds = waited + self._advance(progress, call, item)
             if compiled:
                 progress.time(seconds, call.count)
             compiled = True

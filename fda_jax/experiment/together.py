@@ -222,7 +222,7 @@ class _Company:
         feeds = self._feeder.feeds(_chunks(plan, self._seeds, first))
         with contextlib.closing(feeds):
             for call in feed.calls(plan, first):
-                self._advance(call, next(feeds), is_compiled=call.step > first)
+                self._advance(call, feeds, is_compiled=call.step > first)
                 step, epoch = call.step + call.count, plan.epoch_of_step(call.step)
                 if step == plan.end_of_epoch(epoch):
                     for place, member in self._going():
@@ -240,9 +240,10 @@ class _Company:
                     return False
         return True
 
-    def _advance(self, call: feed.Call, item: feed.Feed, *, is_compiled: bool) -> None:
+    def _advance(self, call: feed.Call, feeds: Iterator[feed.Feed], *, is_compiled: bool) -> None:
         """Run one compiled call; a run for which it was not finite fails."""
         start = time.monotonic()
+        item = next(feeds)
         self._state, self._totals, health = self._call(self._state, self._totals, call, item)
         finite = np.asarray(health.is_finite())
         seconds = (time.monotonic() - start) / len(self._members)

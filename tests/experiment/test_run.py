@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 
 import chex
 import jax
@@ -20,6 +21,7 @@ from fda_jax import deploy, doctor, experiment, export, models, report
 from fda_jax.data import StreamSplit
 from fda_jax.experiment import diagnose, findings, loop, run, setup
 from fda_jax.experiment.folder import RunFolder
+from fda_jax.training import feed
 from fda_jax.training.checkpoints import Checkpoints
 from tests.conftest import REPOSITORY, STE, small_config
 from tests.experiment.conftest import arrays, assert_same_run, rows
@@ -54,6 +56,21 @@ def test_a_run_leaves_its_whole_story_in_its_folder(whole):
     # The first call, of one step, compiles; the other nine steps are what `seconds` holds.
     assert result["timed_steps"] == 9
     assert result["images_per_second"] == pytest.approx(9 * 320 / result["seconds"])
+
+
+@pytest.mark.slow
+def test_training_time_holds_the_wait_for_data(tmp_path, monkeypatch):
+    feeds = feed.Feeder.feeds
+
+    def slow(self, chunks):
+        for item in feeds(self, chunks):
+            time.sleep(0.1)
+            yield item
+
+    monkeypatch.setattr(feed.Feeder, "feeds", slow)
+    result = experiment.train(small_config(), tmp_path)
+    assert result["timed_steps"] == 9
+    assert result["seconds"] >= 9 * 0.1
 
 
 def test_flips_are_those_of_the_averaged_weights_where_inference_uses_them(whole):
