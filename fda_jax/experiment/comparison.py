@@ -1,6 +1,7 @@
 """A sweep's runs side by side: one row each, sorted by what came out."""
 
 import dataclasses
+import itertools
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -142,7 +143,8 @@ def read(folder: Path, *, mixed_revisions: bool = False) -> Comparison:
 
     Raises:
       WorkdirError: the folder is damaged, holds no run yet, or holds runs that do not belong into
-        one table: of several budgets, holdouts or revisions, or seeds of different configurations.
+        one table: of several budgets, holdouts or revisions, seeds of different configurations, or
+      one seed twice.
     """
     record = _record(folder)
     found = {name: _runs(folder, name) for name in record["runs"]}
@@ -199,6 +201,12 @@ def _runs(folder: Path, name: str) -> list[Run]:
             raise WorkdirError(
                 f"{runs[0].name} and {run.name} in {folder} are of different configurations: "
                 f"{'; '.join(different[:5])}. Move the one that does not belong there away"
+            )
+    for one, other in itertools.pairwise(runs):
+        if one.seed == other.seed:
+            raise WorkdirError(
+                f"{one.name} and {other.name} in {folder} are both of seed {one.seed}, which "
+                "counts once: move one of them away"
             )
     return runs
 

@@ -715,6 +715,11 @@ def of_another_network(folder):
     return "a/seed0 and a/seed1 in "
 
 
+def of_a_seed_that_is_there(folder):
+    make_run(folder / "a" / "seed0 (copy)")
+    return "a/seed0 and a/seed0 (copy) in "
+
+
 @pytest.mark.parametrize(
     "add",
     [
@@ -725,6 +730,7 @@ def of_another_network(folder):
         of_other_changes,
         of_another_version,
         of_another_network,
+        of_a_seed_that_is_there,
     ],
 )
 def test_what_does_not_belong_into_one_table_is_refused(tmp_path, capsys, add):
