@@ -175,20 +175,23 @@ def legends(eval_splits: Iterable[str]) -> str:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders, and those that lie at any depth in a folder of them.
+    """Read run folders, and those that lie at any depth in a folder of them; links are followed.
 
     Args:
       folders: each a run folder or a folder that holds some.
 
     Returns:
-      The runs, sorted by name; one that is named twice is read once.
+      The runs, sorted by name, which is a link's own; one that is named twice is read once.
 
     Raises:
       WorkdirError: a folder is missing, holds no run, or holds a damaged one.
     """
-    paths = sorted({path.resolve() for folder in folders for path in _find(folder)})
-    common = os.path.commonpath([path.parent for path in paths])
-    return [_read_run(path, path.relative_to(common).as_posix()) for path in paths]
+    found: dict[Path, Path] = {}  # what a run's folder is called, by where it lies
+    for path in (path for folder in folders for path in _find(folder)):
+        found.setdefault(path.resolve(), Path(os.path.abspath(path)))
+    common = os.path.commonpath([path.parent for path in found.values()])
+    named = sorted((path.relative_to(common).as_posix(), place) for place, path in found.items())
+    return [_read_run(place, name) for name, place in named]
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
@@ -292,11 +295,18 @@ def _find(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for path, folders, files in os.walk(folder):
-        if "config.json" in files or "metrics.jsonl" in files:
+    seen = set()
+    for path, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(path)
+        is_run = "config.json" in files or "metrics.jsonl" in files
+        if is_run and place not in seen:
             yield Path(path)
-            folders.clear()  # what lies inside a run belongs to it
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        if is_run or place in seen:  # what lies inside a run belongs to it
+            folders.clear()
+        seen.add(place)
+        inside = [Path(path, name) for name in folders if not name.startswith(".")]
+        # Links last: what lies here, too, is not called by them.
+        folders[:] = [each.name for each in sorted(inside, key=lambda one: (one.is_symlink(), one))]
 
 
 def _read_run(path: Path, name: str) -> Run:

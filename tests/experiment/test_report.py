@@ -342,6 +342,20 @@ def test_a_run_that_is_named_twice_is_read_once_and_names_stay_unique(tmp_path):
     assert [run.name for run in runs] == ["x/run", "y/run"]
 
 
+def test_links_are_followed_by_their_names_and_never_in_a_circle(tmp_path):
+    make_run(tmp_path / "far" / "run")
+    make_run(tmp_path / "runs" / "near")
+    (tmp_path / "runs" / "a").symlink_to(tmp_path / "runs")
+    (tmp_path / "runs" / "b").symlink_to("near")
+    (tmp_path / "runs" / "c").symlink_to(tmp_path / "far" / "run")
+    assert [run.name for run in tables.read_runs([tmp_path / "runs"])] == ["c", "near"]
+    folder = make_sweep(tmp_path / "w", {"a": []})
+    (folder / "a").mkdir()
+    (folder / "a" / "seed0").symlink_to(tmp_path / "far" / "run")
+    (field,) = comparison.read(folder).fields
+    assert [run.name for run in field.entries[0].runs] == ["a/seed0"]
+
+
 def test_the_command_line_writes_a_table_and_curves_of_1200_pixels(tmp_path, capsys):
     for seed in (0, 1):
         make_run(tmp_path / "runs" / f"plain{seed}", seed=seed)
