@@ -59,12 +59,20 @@ def load(
     return dataset if limit == 0 else replace(dataset, train=_limited(dataset.train, limit))
 
 
+def place(name: str, dir: str | os.PathLike[str]) -> Path | None:
+    """Where the images of "folder:PATH" lie, as `load` finds them; None of other data."""
+    kind, _, rest = name.partition(":")
+    if kind != "folder" or not rest:
+        return None
+    return Path(dir).expanduser() / Path(rest).expanduser()
+
+
 def _load_whole(name: str, directory: Path, image_size: int, num_threads: int) -> Dataset:
     kind, separator, rest = name.partition(":")
     if separator and kind == "tfds" and rest:
         return load_tfds(rest, directory, image_size=image_size, num_threads=num_threads)
-    if separator and kind == "folder" and rest:
-        path = directory / Path(rest).expanduser()
+    path = place(name, directory)
+    if path is not None:
         return load_folder(name, path, image_size=image_size, num_threads=num_threads)
     if name not in SPECS:
         raise _unknown(name)

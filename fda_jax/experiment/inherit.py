@@ -105,8 +105,12 @@ class Predecessor(FinishedRun):
         super().__init__("train.init_from", init_from, workdir)
         self._is_file = self.path.suffix == ".npz" and not self.path.is_dir()
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, experiment: Experiment, settings: Mapping[str, Any]) -> None:
         """Refuse a predecessor that the run cannot start from, before anything is compiled.
+
+        Args:
+          experiment: that starts.
+          settings: the group data of its configuration.
 
         Raises:
           ConfigError: no finished run lies there, or one of another network, or one that was
@@ -118,7 +122,7 @@ class Predecessor(FinishedRun):
             self.values(experiment)
             return
         with self.opened() as (store, step):
-            self._check_holdout(experiment.dataset)
+            self._check_holdout(experiment.dataset, settings)
             match(_variables(store.shapes(step)), _shapes(experiment), str(self.path))
 
     def told(self, experiment: Experiment) -> str:
@@ -136,12 +140,12 @@ class Predecessor(FinishedRun):
         more = f" and {len(missing) - MOST_NAMES} more" if missing[MOST_NAMES:] else ""
         return words + (f"; new, for it has none: {listed}{more}" if missing else "")
 
-    def _check_holdout(self, dataset: data.Dataset) -> None:
+    def _check_holdout(self, dataset: data.Dataset, settings: Mapping[str, Any]) -> None:
         config = RunFolder(self.path, is_writer=False).config()
         if dataset.eval_split != judged.HOLDOUT or config is None:
             return
         ours, theirs = len(dataset.test), judged.holdout(config)
-        if dataset.name == config["data"]["name"] and ours != theirs:
+        if ours != theirs and _are_the_same(settings, config["data"]):
             raise ConfigError(
                 f"data.holdout is {ours}, but the run in {self.path}, where this one starts, held "
                 f"out {theirs or 'none'} of these images and was trained on the others: start from "
@@ -183,6 +187,14 @@ class Predecessor(FinishedRun):
                     "from other weights"
                 )
         return arrays
+
+
+def _are_the_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two groups data name the same data, in whatever words."""
+    places = [data.place(each["name"], each["dir"]) for each in (one, other)]
+    return one["name"] == other["name"] or (
+        None not in places and len({place and place.resolve() for place in places}) == 1
+    )
 
 
 def check_stages(names: Sequence[str], experiments: Sequence[Experiment]) -> None:

@@ -102,7 +102,7 @@ def _predecessor(
         return None
     predecessor = Predecessor(config["train"]["init_from"], folder.path)
     if folder.latest_checkpoint() is None:
-        predecessor.check(experiment)
+        predecessor.check(experiment, config["data"])
     return predecessor
 
 

@@ -1,11 +1,12 @@
 """Runs that are judged by training examples held out, and never by the test set."""
 
 import json
+import shutil
 
 import pytest
 
 from fda_jax import data, doctor, experiment, export, report
-from fda_jax.experiment import findings, setup
+from fda_jax.experiment import findings, inherit, setup
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from tests.conftest import small_config
 from tests.experiment.conftest import rows
@@ -122,6 +123,22 @@ def test_a_start_from_weights_that_have_seen_them_is_refused(judged, whole):
         folder = RunFolder(beside)
         assert experiment.run.claim(other, setup.build(other), folder) is not None
         (beside / "config.json").unlink()
+
+
+def test_other_words_for_the_same_images_do_not_hide_that_they_were_seen(
+    whole, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole[0], "before")
+    recorded = RunFolder(whole[0]).read("config.json")
+    recorded["data"] |= {"name": "folder:pho tos", "dir": "img"}
+    RunFolder(tmp_path / "before").write("config.json", recorded)
+    before = inherit.Predecessor("before", tmp_path / "next")
+    built = setup.build(config())
+    settings = {"name": f"folder:{tmp_path}/img/pho tos", "dir": "data"}
+    with pytest.raises(setup.ConfigError, match="held out none of these images"):
+        before.check(built, settings)
+    before.check(built, {**settings, "name": "folder:others"})
 
 
 def test_all_stages_are_judged_by_the_same():
