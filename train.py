@@ -53,7 +53,10 @@ TOGETHER = flags.DEFINE_enum(
     "where it is faster, for the runs that allow it.",
 )
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "With --mode=eval: where the data lie now, if not where the run found them."
+    "data_dir",
+    None,
+    "With --mode=eval: where the data lie now, if not where the run found them; of "
+    "folder:/PATH/NAME the folder that holds NAME.",
 )
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, or 'auto' on a cluster that JAX knows (SLURM)."

@@ -32,7 +32,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.method = method(arg)
     config.data = ConfigDict(
         {
-            # digits, cifar10, cifar100, mnist, fashion_mnist, tfds:NAME or folder:PATH
+            # digits, cifar10, cifar100, mnist, fashion_mnist, tfds:NAME or folder:PATH, where a
+            # relative PATH, which counts from data.dir, is the same on every machine
             "name": "cifar10",
             "dir": "data",  # folder that holds the official files
             # Training examples to be judged by in place of the test's: to choose settings without

@@ -240,7 +240,7 @@ def evaluate(
     Args:
       config: of the run, or None to take the one in the folder.
       workdir: the run's folder.
-      data_dir: where the data lie now, in place of the configuration's data.dir.
+      data_dir: where the data lie now, see `saved.opened`.
 
     Returns:
       {"last": {"step", "loss", "accuracy"}, "best": {...}}, with "top5_accuracy" beside the

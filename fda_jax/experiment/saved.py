@@ -106,7 +106,8 @@ def opened(
     Args:
       workdir: the run's folder.
       config: of the run, or None to take the one in the folder.
-      data_dir: where the data lie now, in place of the configuration's data.dir.
+      data_dir: where the data lie now, in place of the configuration's data.dir; of data with an
+        absolute path, folder:/PATH/NAME, the folder that holds NAME.
       dataset: in place of the configuration's own.
 
     Returns:
@@ -155,5 +156,8 @@ def _here(
         here[group] = {**here[group], "batch_size": max(count, size - size % count)}
     here["data"] = {**here["data"], "holdout": 0}
     if data_dir is not None:
+        place = data.place(here["data"]["name"], "")
+        if place is not None and place.is_absolute():  # it would not look at the folder
+            here["data"]["name"] = f"folder:{place.name}"
         here["data"]["dir"] = data_dir
     return here

@@ -76,7 +76,7 @@ def release(
       out: the file, which must not exist: an ONNX model if its name ends with .onnx, see
         `deploy.to_onnx`, a `deploy.PackedNetwork` if with .npz.
       checkpoint: "last", or "best", which is picked on the test set itself.
-      data_dir: where the data lie now, in place of the configuration's data.dir.
+      data_dir: where the data lie now, see `saved.opened`.
       qonnx: make the ONNX model one of QONNX, see `deploy.to_onnx`.
 
     Returns:

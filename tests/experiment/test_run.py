@@ -126,6 +126,15 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_followed_for_a_while(
             run.last()
 
 
+@pytest.mark.parametrize("name", ["folder:/there/photos", "folder:photos"])
+def test_images_are_looked_for_where_they_lie_now(whole, tmp_path, name):
+    shutil.copytree(whole[0], tmp_path / "run")
+    config = small_config(**{"data.name": name})
+    RunFolder(tmp_path / "run").write("config.json", config)
+    with pytest.raises(ValueError, match="folder /here/photos does not exist"):
+        experiment.evaluate(None, tmp_path / "run", data_dir="/here")
+
+
 @pytest.mark.slow
 def test_top5_answers_are_counted_where_there_are_many_classes(
     tmp_path, monkeypatch, capsys, whole
