@@ -69,6 +69,9 @@ def main(argv: list[str]) -> int:
     """Run what the flags say; the exit code is 1 for what a user can mend."""
     if len(argv) > 1:
         sys.exit(f"error: unknown arguments {argv[1:]}: overrides are --config.KEY=VALUE")
+    if not WORKDIR.value:
+        sys.exit("error: --workdir is empty: give the run's folder, e.g. --workdir=runs/x")
+    workdir = os.path.expanduser(WORKDIR.value)  # which a shell leaves to us behind a =
     config = None if CONFIG.value is None else CONFIG.value.to_dict()
     if SWEEP.value is not None and (config is not None or MODE.value != "train"):
         sys.exit("error: --sweep names its configurations itself, and trains: leave the rest")
@@ -103,7 +106,7 @@ def main(argv: list[str]) -> int:
             heap.reuse_pages()
             failures = sweep.train(
                 asked,
-                WORKDIR.value,
+                workdir,
                 seeds=SEEDS.value,
                 shard=SHARD.value,
                 only=ONLY.value,
@@ -115,9 +118,9 @@ def main(argv: list[str]) -> int:
             return 1 if failures else 0
         heap.reuse_pages()
         if MODE.value == "eval":
-            experiment.evaluate(config, WORKDIR.value, data_dir=DATA_DIR.value)
+            experiment.evaluate(config, workdir, data_dir=DATA_DIR.value)
         elif config is not None:
-            experiment.train(config, WORKDIR.value)
+            experiment.train(config, workdir)
     except experiment.USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,10 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fda_jax.experiment import findings
-from fda_jax.experiment.folder import WorkdirError
+from fda_jax.experiment.folder import WorkdirError, from_words
 from fda_jax.experiment.logs import quiet_pipe
 
 NOTHING_FOUND, UNREADABLE, FOUND = 0, 1, 3
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m fda_jax.doctor",
         description="Say in plain words what is wrong with a run, and what to try.",
     )
-    parser.add_argument("folder", type=Path, metavar="WORKDIR", help="a run's folder")
+    parser.add_argument("folder", type=from_words, metavar="WORKDIR", help="a run's folder")
     try:
         text, count = findings.report(findings.read(parser.parse_args(argv).folder))
     except WorkdirError as error:

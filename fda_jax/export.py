@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fda_jax.experiment import USER_ERRORS
+from fda_jax.experiment.folder import from_words
 from fda_jax.experiment.logs import quiet_pipe
 from fda_jax.experiment.saved import CHECKPOINTS
 from fda_jax.experiment.shipping import Release, release
@@ -26,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Write a trained network into one file, a bit for each binary weight, and "
         "compare its answers with the run's on all test images.",
     )
-    parser.add_argument("folder", type=Path, metavar="WORKDIR", help="a run's folder")
+    parser.add_argument("folder", type=from_words, metavar="WORKDIR", help="a run's folder")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=from_words,
         required=True,
         help="the file: fda.npz, for JAX, or fda.onnx, for other programs",
     )

@@ -20,7 +20,7 @@ from fda_jax.experiment import (
     sweep_figures,
     tables,
 )
-from fda_jax.experiment.folder import WorkdirError
+from fda_jax.experiment.folder import WorkdirError, from_words
 from fda_jax.experiment.logs import quiet_pipe
 
 # What a person has to say of some runs, in their folder: stands on the page of `--index` as it is.
@@ -78,13 +78,13 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "folders",
         nargs="*",
-        type=Path,
+        type=from_words,
         metavar="DIR",
         help="a sweep's folder, a run's (its --workdir), or one that holds some at any depth",
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=from_words,
         metavar="DIR",
         help="where report.md and the pictures go; the first DIR if not given",
     )
@@ -95,13 +95,13 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--figure1",
-        type=Path,
+        type=from_words,
         metavar="DIR",
         help="draw FDA-BNN's Figure 1 into this folder instead: functions and their spectra",
     )
     parser.add_argument(
         "--index",
-        type=Path,
+        type=from_words,
         metavar="DIR",
         help="report every folder of runs in this one, and all of them on one page, its README.md",
     )

@@ -10,14 +10,13 @@ import argparse
 import ast
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 
 from fda_jax import data, layers, models
 from fda_jax.experiment import USER_ERRORS, stages
-from fda_jax.experiment.folder import RunFolder, WorkdirError
+from fda_jax.experiment.folder import RunFolder, WorkdirError, from_words
 from fda_jax.experiment.logs import quiet_pipe
 from fda_jax.experiment.setup import DTYPES
 
@@ -49,7 +48,9 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
         description="Say what a network costs at inference: parameters, bytes and products of each "
         "layer. Nothing is trained or run.",
     )
-    parser.add_argument("folder", nargs="?", type=Path, metavar="WORKDIR", help="a run's folder")
+    parser.add_argument(
+        "folder", nargs="?", type=from_words, metavar="WORKDIR", help="a run's folder"
+    )
     known = ", ".join(models.MODELS)
     parser.add_argument(
         "--network", help=f"in place of a run: {known}, or module:function for one's own"

@@ -307,6 +307,11 @@ class RunFolder:
             ) from error
 
 
+def from_words(text: str) -> Path:
+    """A path of the command line, whose ~ a shell leaves to us behind a =, as in --out=~/x."""
+    return Path(os.path.expanduser(text))
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a run folder's metrics.jsonl; a last line that was cut short is left out.
 

@@ -424,6 +424,8 @@ def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
         ),
         (["--config=configs/digits_resnet.py", "extra"], ["extra", "--config.KEY"]),
         ([], ["error: --config is missing"]),
+        (["--workdir=", "--mode=eval"], ["error: --workdir is empty"]),
+        (["--workdir=~/nothing", "--mode=eval"], [f"{Path.home()}/nothing holds no run"]),
         (
             ["--config=configs/digits_resnet.py", "--config.optimizer.decay_groups=binary,reel"],
             ["optimizer.decay_groups is 'reel'"],

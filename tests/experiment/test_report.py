@@ -12,7 +12,7 @@ import scipy.integrate
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fda_jax import report
+from fda_jax import doctor, export, report, summary
 from fda_jax.experiment import (
     comparison,
     comparison_table,
@@ -371,6 +371,16 @@ def test_the_command_line_writes_a_table_and_curves_of_1200_pixels(tmp_path, cap
     assert width == 1200
     assert height > 800  # two rows of panels
     assert "(curves.png)" in written
+
+
+def test_a_tilde_that_the_shell_left_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_run(tmp_path / "a")
+    assert report.main(["~/a", "--out=~/b"]) == 0
+    assert (tmp_path / "b" / "report.md").is_file()
+    for program, words in ((doctor, ()), (summary, ()), (export, ("--out=~/n.npz",))):
+        assert program.main(["~/no", *words]) == 1
+        assert f"{tmp_path}/no holds no run" in capsys.readouterr().err
 
 
 def test_the_report_goes_into_the_first_folder_if_none_is_named(tmp_path):
