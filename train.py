@@ -142,6 +142,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     except OSError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         sys.exit(f"error: the file of --config cannot be read ({reason}): see configs")
+    except SyntaxError as error:
+        where = f"{error.filename}, line {error.lineno}"
+        sys.exit(f"error: the file of --config is not Python ({error.msg} in {where}): see configs")
     except flags.Error as error:
         words, kind = str(error).strip(), "ValueError: "
         last = words.splitlines()[-1].strip()

@@ -225,7 +225,12 @@ def _run_file(path: Path, name: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"the sweep file {path} is not Python: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(
+            f"{path} is not Python ({error.msg} in {error.filename}, line {error.lineno})"
+        ) from error
     return module
 
 

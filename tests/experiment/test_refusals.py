@@ -423,6 +423,8 @@ def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
             ["error: --config.train.e=3 overrides nothing"],
         ),
         (["--config=configs/digits_resnet.py", "extra"], ["extra", "--config.KEY"]),
+        (["--config=README.md"], ["error: the file of --config is not Python", "README.md, line"]),
+        (["--config=README.md", "--config.seed=1"], ["error: the file of --config is not Python"]),
         ([], ["error: --config is missing"]),
         (["--workdir=", "--mode=eval"], ["error: --workdir is empty"]),
         (["--workdir=~/nothing", "--mode=eval"], [f"{Path.home()}/nothing holds no run"]),

@@ -160,11 +160,13 @@ def test_a_file_that_is_no_sweep_is_refused(tmp_path):
     (tmp_path / "plain.py").write_text("def get_sweep():\n    return None\n")
     with pytest.raises(ConfigError, match="docstring"):
         sweep.read(tmp_path / "plain.py")
+    (tmp_path / "cut.py").write_text("def get_config(")
     for base, words in {
         "digit": "no configuration 'digit': use one of configs/.*'digit.py'",
         "digit.py": f"no configuration {tmp_path}/digit.py, nor {os.getcwd()}/digit.py",
         "json": r"configuration 'json' has no get_config\(\)",
         "plain.py:ste": r"configuration 'plain.py' has no get_config\(\)",
+        "cut.py": rf"cut.py is not Python \(.* in {tmp_path}/cut.py, line 1\)",
     }.items():
         with pytest.raises(ConfigError, match=words):
             sweep.read(write(tmp_path, [{}], base=repr(base)))
