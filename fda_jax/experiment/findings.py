@@ -154,6 +154,11 @@ def _read(path: Path, config: Mapping[str, Any]) -> Run:
         for split in ("train", judged.eval_split(config), "diagnostics")
     )
     result = folder.result()
+    if result is not None and not (trains and tests):
+        raise WorkdirError(
+            f"the run in {path} has ended, but its epochs do not stand in metrics.jsonl: restore "
+            "the file"
+        )
     return Run(
         path,
         config,

@@ -291,9 +291,15 @@ def _folder(workdir: str | Path) -> RunFolder:
 
 def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment) -> dict[str, Any]:
     rows = folder.metrics()
-    last_train = [row for row in rows if row["split"] == "train"][-1]
     split = experiment.dataset.eval_split
-    last_test = [row for row in rows if row["split"] == split][-1]
+    trains, tests = ([row for row in rows if row["split"] == of] for of in ("train", split))
+    if not (trains and tests):
+        raise WorkdirError(
+            f"the run in {folder.path} is at its end, but its epochs do not stand in "
+            "metrics.jsonl, of which its result is made: restore the file, or train again in "
+            "another --workdir"
+        )
+    last_train, last_test = trains[-1], tests[-1]
     top5 = last_test.get("top5_accuracy")
     last_key, best_key = judged.result_keys(split)
     best = best_row(rows)

@@ -320,6 +320,13 @@ def test_a_folder_without_a_run_is_an_error_in_words(content, tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
+def test_an_ended_run_without_its_metrics_is_an_error_in_words(tmp_path, capsys):
+    write(tmp_path, healthy())
+    (tmp_path / "metrics.jsonl").unlink()
+    assert doctor.main([str(tmp_path)]) == doctor.UNREADABLE
+    assert "do not stand in metrics.jsonl: restore" in capsys.readouterr().err
+
+
 def write_stages(folder, begun):
     """A run of two stages, of which so many have been trained; without a result of the whole."""
     story = healthy()

@@ -330,6 +330,14 @@ def test_a_bad_checkpoint_folder_is_reported_and_nothing_is_lost(whole, tmp_path
     assert (folder / "metrics.jsonl").read_text() == kept
 
 
+def test_a_run_at_its_end_without_its_metrics_is_told_so(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    for name in ("result.json", "metrics.jsonl"):
+        (folder / name).unlink()
+    with pytest.raises(experiment.WorkdirError, match="at its end, but its epochs do not"):
+        experiment.train(small_config(), folder)
+
+
 def test_the_learning_rate_and_progress_are_logged(whole):
     trained = [row for row in rows(whole[0]) if row["split"] == "train"]
     assert trained[-1]["progress"] == pytest.approx(0.9)
