@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import re
+from typing import get_origin
 
 import pytest
 
@@ -68,6 +69,13 @@ def test_the_rules_of_keys_without_effect_know_the_defaults():
     base = leaves(importlib.import_module("base").get_config().to_dict())
     for key, default, *_ in idle.RULES:
         assert (key, base[key]) == (key, default)
+
+
+def test_the_types_of_values_are_those_of_the_base():
+    base = leaves(importlib.import_module("base").get_config().to_dict())
+    own = {key: type(value) for key, value in base.items() if not key.startswith("method.")}
+    types = {key: get_origin(kind) or kind for key, kind in leaves(setup.KEYS).items()}
+    assert {"seed": int, **types} == own
 
 
 def test_the_recipe_of_the_paper_stands_in_the_base():

@@ -45,7 +45,7 @@ def train(
       CheckpointError: a checkpoint cannot be written or read.
       NonFiniteError: a loss or a gradient is not finite.
     """
-    config = _plain(config)
+    config = setup.typed(config)
     parts = stages.split(config)
     if parts:
         return _train_stages(config, parts, _folder(workdir), stop)
@@ -251,7 +251,7 @@ def evaluate(
       ValueError, CheckpointError: as `train`.
     """
     answers = {}
-    given = None if config is None else _plain(config)
+    given = None if config is None else setup.typed(config)
     with saved.opened(workdir, given, data_dir=data_dir) as trained:
         evaluator = Evaluator(trained.experiment)
         for name in saved.CHECKPOINTS:
@@ -264,11 +264,6 @@ def evaluate(
             terminal = make_terminal(trained.experiment)
             terminal.line(f"{name} checkpoint (step {step}): test {told(means)}")
     return answers
-
-
-def _plain(config: Any) -> Mapping[str, Any]:
-    """A ConfigDict as the mapping that it holds."""
-    return config.to_dict() if hasattr(config, "to_dict") else config
 
 
 def _announce(terminal: Terminal, config: Mapping[str, Any]) -> None:

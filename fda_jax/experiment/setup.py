@@ -4,18 +4,20 @@ key that nothing takes is an error before anything is compiled."""
 import dataclasses
 import inspect
 import itertools
+import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fda_jax import data, models
 from fda_jax.experiment import budget
 from fda_jax.experiment.folder import leaves
-from fda_jax.layers import Method, make_method
+from fda_jax.layers import Method, knobs_of, make_method
 from fda_jax.training import devices
 from fda_jax.training.flips import Signs, make_signs
 from fda_jax.training.optimizer import make_optimizer, make_schedule
@@ -37,23 +39,51 @@ GROUPS = (
     "diagnostics",
 )
 
-PLAN_KEYS = {
-    "train": (
-        "epochs",
-        "budget",
-        "batch_size",
-        "steps_per_call",
-        "label_smoothing",
-        "ema_decay",
-        "init_from",
-        "teacher",
-        "teacher_weight",
-        "teacher_temperature",
-    ),
-    "eval": ("batch_size", "every_epochs", "flips"),
-    "checkpoint": ("every_epochs",),
-    "diagnostics": ("every_steps", "probes"),
+# The keys of configs/base.py and the types of their values, but those of the method.
+KEYS: Mapping[str, Mapping[str, Any]] = {
+    "model": {"name": str, "dtype": str, "real_layers": tuple[str, ...]},
+    "data": {
+        "name": str,
+        "dir": str,
+        "holdout": int,
+        "limit": int,
+        "image_size": int,
+        "num_threads": int,
+    },
+    "augment": {"crop_px": int, "flip": bool, "smallest_area": float},
+    "train": {
+        "epochs": int,
+        "budget": float,
+        "batch_size": int,
+        "steps_per_call": int,
+        "label_smoothing": float,
+        "ema_decay": float,
+        "init_from": str,
+        "teacher": str,
+        "teacher_weight": float,
+        "teacher_temperature": float,
+    },
+    "optimizer": {
+        "name": str,
+        "learning_rate": float,
+        "schedule": str,
+        "warmup_epochs": float,
+        "boundary_epochs": tuple[float, ...],
+        "boundary_factor": float,
+        "momentum": float,
+        "nesterov": bool,
+        "weight_decay": float,
+        "decay_groups": tuple[str, ...],
+        "clip_norm": float,
+        "clip_value": float,
+    },
+    "eval": {"batch_size": int, "every_epochs": int, "flips": bool},
+    "checkpoint": {"every_epochs": int},
+    "diagnostics": {"every_steps": int, "probes": int},
 }
+# Groups that no function is called with.
+PLAN_GROUPS = ("train", "eval", "checkpoint", "diagnostics")
+_TYPES = {**dict.fromkeys((*GROUPS, "stages"), dict), **leaves(KEYS)}
 
 
 class ConfigError(ValueError):
@@ -118,6 +148,7 @@ def build(
       ConfigError: an unknown or missing key.
       ValueError: a value out of its range, or data that do not fit.
     """
+    config = typed(config)
     unknown = sorted(set(config) - {"seed", "stages", *GROUPS})
     missing = sorted({"seed", "stages", *GROUPS} - set(config))
     if unknown or missing:
@@ -130,8 +161,8 @@ def build(
             f"the configuration has the stages {', '.join(config['stages'])}, which are an "
             "experiment each: build those that stages.split returns"
         )
-    for group, keys in PLAN_KEYS.items():
-        _check_keys(group, config[group], keys)
+    for group in PLAN_GROUPS:
+        _check_keys(group, config[group], tuple(KEYS[group]))
     _check_numbers(config)
     method = _make_method(**config["method"]) if method is None else method
     config = budget.scaled(config)
@@ -168,11 +199,6 @@ def build(
 def _check_teacher(train: Mapping[str, Any]) -> str:
     """The folder of a teacher, its settings checked."""
     teacher, weight, temperature = (train[f"teacher{of}"] for of in ("", "_weight", "_temperature"))
-    if not isinstance(teacher, str):
-        raise ConfigError(
-            f"train.teacher is {teacher!r}: set --config.train.teacher to the folder of a finished "
-            'run, or to ""'
-        )
     require(
         0 < weight <= 1,
         "train.teacher_weight",
@@ -204,6 +230,54 @@ def _check_numbers(config: Mapping[str, Any]) -> None:
                     value,
                     "must be finite, as a float32",
                 )
+
+
+def typed(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration whose values have the types that those of configs/base.py have.
+
+    Args:
+      config: nested mapping or ConfigDict.
+      prefix: of its keys, in messages.
+
+    Returns:
+      It, with NumPy's numbers as Python's, paths as text and whole numbers as floats where such
+      are wanted. Keys that configs/base.py does not have are left to others.
+
+    Raises:
+      ConfigError: a value of another type.
+    """
+    values = config.to_dict() if hasattr(config, "to_dict") else config
+    found = {}
+    for key, value in values.items():
+        name, kind = f"{prefix}{key}", _TYPES.get(f"{prefix}{key}")
+        is_group = isinstance(value, Mapping) and kind in (dict, None)
+        found[key] = typed(value, f"{name}.") if is_group else as_type(name, value, kind)
+    return found
+
+
+def as_type(key: str, value: Any, kind: Any) -> Any:
+    """A value of a key in the type that it must have, see `typed`; None lets it be of any."""
+    try:
+        return _converted(value, kind)
+    except TypeError:
+        words = kind.__name__ if isinstance(kind, type) else str(kind)
+        raise ConfigError(
+            f"{key} is {value!r}, but must be of type {words}: set --config.{key}"
+        ) from None
+
+
+def _converted(value: Any, kind: Any = None) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if (get_origin(kind) or kind) is tuple and isinstance(value, list | tuple):
+        return tuple(_converted(each, *get_args(kind)[:1]) for each in value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is not None and type(value) is not kind:
+        raise TypeError
+    return value
 
 
 def words_apart(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,7 +339,7 @@ def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
 
 def _steps_per_call(asked: int) -> int:
     require(
-        not isinstance(asked, int) or asked >= 0,
+        asked >= 0,
         "train.steps_per_call",
         asked,
         "must be at least 1, or 0 for a number that suits the device",
@@ -275,15 +349,12 @@ def _steps_per_call(asked: int) -> int:
 
 
 def _make_method(*, name: str, **knobs: Any) -> Method:
-    return make_method(name, **knobs)
+    kinds = {knob: type(default) for knob, default in knobs_of(name).items()}
+    given = {knob: as_type(f"method.{knob}", knobs[knob], kinds.get(knob)) for knob in knobs}
+    return make_method(name, **given)
 
 
 def _check_start(method: Method, init_from: str) -> None:
-    if not isinstance(init_from, str):
-        raise ConfigError(
-            f"train.init_from is {init_from!r}: set --config.train.init_from to the folder of a "
-            'finished run, or to ""'
-        )
     if method.predecessor and not init_from:
         raise ConfigError(
             f"{method.predecessor}: set --config.train.init_from to the folder of a finished run, "
@@ -300,12 +371,6 @@ def _make_model(
     real_layers: Sequence[str],
 ) -> nn.Module:
     choose("model.dtype", dtype, tuple(DTYPES))
-    require(
-        not isinstance(real_layers, str) and all(isinstance(each, str) for each in real_layers),
-        "model.real_layers",
-        repr(real_layers),
-        'must be patterns of names of layers, e.g. ("stage3_*",)',
-    )
     models.check_image_shape(name, dataset.image_shape_hwc)
     model = models.build(
         name,
@@ -340,8 +405,7 @@ def _make_optimizer(
 ) -> tuple[optax.Schedule, optax.GradientTransformation]:
     require(warmup_epochs >= 0, "optimizer.warmup_epochs", warmup_epochs, "must not be negative")
     require(
-        all(isinstance(at, int | float) for at in boundary_epochs)
-        and (schedule != "step" or all(0 < at < plan.epochs for at in boundary_epochs)),
+        schedule != "step" or all(0 < at < plan.epochs for at in boundary_epochs),
         "optimizer.boundary_epochs",
         tuple(boundary_epochs),
         f"must lie within the {plan.epochs} epochs of the run (train.budget shortens both)",

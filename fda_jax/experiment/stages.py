@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fda_jax.experiment import budget
-from fda_jax.experiment.setup import GROUPS, ConfigError
+from fda_jax.experiment.setup import GROUPS, ConfigError, typed
 
 # What the stages share out or set themselves.
 _RESERVED = {
@@ -34,8 +34,9 @@ def split(config: Mapping[str, Any]) -> list[dict[str, Any]]:
       A configuration for each stage; none for a run without stages.
 
     Raises:
-      ConfigError: a stage, a share or a key that cannot be.
+      ConfigError: a stage, a share, a key or a value's type that cannot be.
     """
+    config = typed(config)
     if "stages" not in config:
         raise ConfigError("the configuration lacks the group stages: see configs/base.py")
     stages = config["stages"]
@@ -46,7 +47,7 @@ def split(config: Mapping[str, Any]) -> list[dict[str, Any]]:
         overrides = {key: value for key, value in stages[names[i]].items() if key != "epochs_share"}
         groups = {group: config[group] for group in GROUPS}
         groups["optimizer"] = budget.shortened(config["optimizer"], lengths[i] / sum(lengths))
-        part = budget.scaled(_override(groups, overrides, names[i]))
+        part = budget.scaled(typed(_override(groups, overrides, names[i])))
         start = names[i - 1] if i else _from_inside(config["train"]["init_from"])
         taken = {"init_from": start, "teacher": _from_inside(config["train"]["teacher"])}
         part["train"] = {**part["train"], "epochs": lengths[i], **taken}

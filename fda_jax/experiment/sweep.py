@@ -24,7 +24,7 @@ from fda_jax.experiment import USER_ERRORS, run, side_by_side, stages
 from fda_jax.experiment.folder import FREE_KEYS, RunFolder, WorkdirError, differences, leaves
 from fda_jax.experiment.logs import Terminal
 from fda_jax.experiment.loop import Stop
-from fda_jax.experiment.setup import ConfigError
+from fda_jax.experiment.setup import ConfigError, as_type
 from fda_jax.experiment.side_by_side import Job
 from fda_jax.experiment.together import CHOICES, obstacle, pays
 from fda_jax.experiment.together import train as train_together
@@ -395,16 +395,7 @@ def _typed(key: str, value: Any, defaults: Mapping[str, Any]) -> Any:
             value = _PARSERS[kind](value)
     except (KeyError, ValueError, SyntaxError):
         pass  # said below
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is tuple and isinstance(value, list):
-        value = tuple(value)
-    if type(value) is not kind:
-        raise ConfigError(
-            f"{key} is {value!r}, but must be of type {kind.__name__} as its default "
-            f"{defaults[key]!r}"
-        )
-    return value
+    return as_type(key, value, kind)
 
 
 def _jobs(sweep: Sweep, seeds: int, shard: str, only: Sequence[str]) -> list[tuple[str, int]]:

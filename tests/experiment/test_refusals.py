@@ -1,6 +1,9 @@
 """What cannot run is refused before anything is compiled, and nothing on disk is lost."""
 
+import functools
 import importlib
+import json
+import operator
 import os
 import re
 import subprocess
@@ -52,7 +55,7 @@ def nothing_is_compiled(monkeypatch):
         ({"model.name": "resnet2"}, ["'resnet2'", "'resnet20'"]),
         ({"model.dtype": "float8"}, ["'float8'", "float32, bfloat16"]),
         ({"model.real_layers": ("stage9_*",)}, ["'stage9_*'", "they are stage1_block1/conv1,"]),
-        ({"model.real_layers": (1,)}, ["model.real_layers is (1,)", "names of layers"]),
+        ({"model.real_layers": (1,)}, ["model.real_layers is (1,)", "tuple[str, ...]"]),
         ({"data.name": "digit"}, ["'digit'", "digits"]),
         ({"data.name": "cifar10", "data.dir": "no/such"}, ["batches.meta", "no/such", "tar -xzf"]),
         ({"data.name": "folder:no/such"}, ["no/such"]),
@@ -110,6 +113,50 @@ def test_an_evaluation_batch_that_holds_the_test_set_fits_any_devices(size):
         config["eval"]["batch_size"] = other
         with pytest.raises(ValueError, match=f"batch_size is {other}, but .*{words}"):
             setup.build(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("augment.flip", "False"),
+        ("optimizer.learning_rate", "0.1"),
+        ("optimizer.boundary_epochs", None),
+        ("optimizer.boundary_epochs", ("a", "b")),
+        ("optimizer.decay_groups", "binary"),
+        ("data.dir", None),
+        ("data.limit", 100.5),
+        ("train.epochs", True),
+        ("train.teacher", None),
+        ("model.name", None),
+        ("method.scale_in_gradient", "False"),
+        ("stages.stage1.augment.flip", 0),
+        ("eval", None),
+    ],
+)
+@pytest.mark.parametrize("changes", [{}, {"train.budget": 0.5}])
+def test_a_value_of_another_type_is_refused_by_name(tmp_path, key, value, changes):
+    config = small_config(**changes)
+    if key.startswith("stages"):
+        config["stages"] = {"stage1": {"epochs_share": 0.5, "augment": {}}, "stage2": {}}
+        config["train"]["epochs"] = 4
+    *groups, leaf = key.split(".")
+    functools.reduce(operator.getitem, groups, config)[leaf] = value
+    words = re.escape(f"{key.removeprefix('stages.stage1.')} is {value!r}, but must be of type ")
+    with pytest.raises(setup.ConfigError, match=words):
+        experiment.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_of_numpy_paths_and_whole_numbers_are_values_too():
+    config = small_config()
+    config["optimizer"] |= {"learning_rate": np.float32(0.5), "boundary_epochs": [np.int64(1)]}
+    config["data"]["dir"], config["seed"] = Path("there"), np.int32(3)
+    config["method"]["omega"] = 1
+    found = setup.typed(config)
+    assert found["optimizer"]["learning_rate"] == 0.5
+    assert repr(found["optimizer"]["boundary_epochs"]) == "(1.0,)"
+    assert json.loads(json.dumps(found))["data"]["dir"] == "there"
+    assert setup.build(config).seed == 3
 
 
 @pytest.mark.parametrize(

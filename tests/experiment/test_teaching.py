@@ -1,7 +1,6 @@
 """Runs with a teacher: which it may be, and what they need it for."""
 
 import json
-import re
 import shutil
 
 import chex
@@ -111,7 +110,7 @@ def test_a_teacher_that_cannot_be_is_refused_with_the_place_and_a_remedy(whole, 
         assert not (tmp_path / "run").exists()
     config = taught_config()
     config["train"]["teacher"] = 3
-    with pytest.raises(setup.ConfigError, match=re.escape('or to ""')):
+    with pytest.raises(setup.ConfigError, match=r"train\.teacher is 3, but must be of type str"):
         setup.build(config)
 
 
