@@ -1,6 +1,7 @@
 """One experiment, from configuration to result; reads like a paragraph."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
@@ -13,7 +14,7 @@ from fda_jax.experiment import budget, judged, saved, setup, stages, teaching
 from fda_jax.experiment.environment import environment
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.idle import idle
-from fda_jax.experiment.inherit import Predecessor, check_stages
+from fda_jax.experiment.inherit import FinishedRun, Predecessor, check_stages
 from fda_jax.experiment.logs import Terminal, duration, told
 from fda_jax.experiment.loop import Evaluator, Lane, Stop, Trainer, best_row, make_terminal
 from fda_jax.experiment.setup import Experiment
@@ -87,6 +88,32 @@ def claim(
     _check_teacher(config, experiment, folder)
     folder.claim(config, streamed=not experiment.dataset.train.resident)
     return predecessor
+
+
+def check_sources(
+    config: Mapping[str, Any], experiment: Experiment, workdir: Path, *, to_come: Path
+) -> None:
+    """Refuse a run of a sweep that will have nothing to start or learn from.
+
+    Args:
+      config: of the run.
+      experiment: of it, or of its first stage.
+      workdir: its folder.
+      to_come: a folder whose runs may be trained before this one: what lies there is not looked at.
+
+    Raises:
+      ConfigError, CheckpointError: as `claim`.
+    """
+    if (workdir / "result.json").exists():
+        return
+    train = dict(config["train"])
+    for key in ("init_from", "teacher"):
+        if FinishedRun(key, train[key], workdir).path.is_relative_to(os.path.abspath(to_come)):
+            train[key] = ""
+    asked = {**config, "train": train}
+    part = (stages.split(asked) or [asked])[0]
+    _predecessor(part, experiment, _folder(stages.folders(workdir, config)[0]))
+    _check_teacher(asked, experiment, _folder(workdir))
 
 
 def _check_teacher(config: Mapping[str, Any], experiment: Experiment, folder: RunFolder) -> None:

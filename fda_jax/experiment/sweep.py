@@ -166,9 +166,10 @@ def train(
             f"together is 'always', but {len(environments)} devices train a run each, in processes "
             "of their own: set --together=auto, or --noside_by_side to train on all of them"
         )
-    companies = _check(
-        sweep, dict.fromkeys(name for name, _ in jobs), "never" if environments else together
-    )
+    folders: dict[str, list[Path]] = {}
+    for name, seed in jobs:
+        folders.setdefault(name, []).append(Path(workdir, name, f"seed{seed}"))
+    companies = _check(sweep, folders, "never" if environments else together)
     _claim(sweep, Path(workdir), seeds)
     runs: dict[str, list[Job]] = {}
     for name, seed in jobs:
@@ -326,11 +327,12 @@ def _split(word: str) -> tuple[str, str]:
 
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
-    """Let an error say which run it is of."""
+    """Let an error say which run it is of, and how a sweep sets a key."""
     try:
         yield
     except ValueError as error:
-        raise ConfigError(f"run {name!r}: {error}") from error
+        words = str(error).replace("--config.", "--override=")
+        raise ConfigError(f"run {name!r}: {words}") from error
 
 
 def _configure(
@@ -411,12 +413,12 @@ def _jobs(sweep: Sweep, seeds: int, shard: str, only: Sequence[str]) -> list[tup
     return [(name, seed) for seed in range(seeds) for name in chosen][int(part) :: int(parts)]
 
 
-def _check(sweep: Sweep, wanted: Iterable[str], together: str = "never") -> set[str]:
+def _check(sweep: Sweep, wanted: Mapping[str, Sequence[Path]], together: str = "never") -> set[str]:
     """Build every run to do, so that none is refused hours after the first one started.
 
     Args:
       sweep: of `read`.
-      wanted: names of the runs to do.
+      wanted: the runs to do: the folders of their seeds, by name.
       together: see `train`.
 
     Returns:
@@ -424,10 +426,12 @@ def _check(sweep: Sweep, wanted: Iterable[str], together: str = "never") -> set[
     """
     loaded: dict[str, data.Dataset] = {}
     companies = set()
-    for name in wanted:
+    for name, folders in wanted.items():
         config = sweep.configs[name]
         with _naming(name):
             experiments = run.build_stages(stages.split(config) or [config], loaded)
+            for folder in folders:
+                run.check_sources(config, experiments[0], folder, to_come=folder.parents[1])
             why = obstacle(experiments)
             if together == "always" and why:
                 raise ConfigError(

@@ -444,7 +444,23 @@ def test_every_run_of_a_sweep_can_be_built(path):
     network = "resnet8" if path.stem == "layers" else "tiny"  # which has all that are named
     digits = {"model.name": network, "data.name": "digits", "data.limit": "0"}
     asked = sweep.read(path, [f"{key}={value}" for key, value in digits.items()])
-    sweep._check(asked, asked.runs)
+    sweep._check(asked, dict.fromkeys(asked.runs, ()))
+
+
+@pytest.mark.parametrize("key", ["train.teacher", "train.init_from"])
+@pytest.mark.parametrize("method", ["ste", "lns"])
+def test_what_a_run_learns_or_starts_from_is_there_before_the_first_one_is_trained(
+    tmp_path, trained, key, method
+):
+    path = write(tmp_path, {"a": {"method": "ste"}, "b": {"method": method, key: "../a/seed0"}})
+    # What the sweep itself trains is there in time.
+    sweep.train(sweep.read(path, SMALL), tmp_path / "w")
+    assert len(trained) == 2
+    path = write(tmp_path, {"a": {"method": "ste"}, "b": {"method": method, key: "../../no"}})
+    with pytest.raises(ConfigError, match=rf"run 'b': {key} is .*{tmp_path}/no holds no run.*--ov"):
+        sweep.train(sweep.read(path, SMALL), tmp_path / "x")
+    assert len(trained) == 2
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_methods_sweep_has_every_method_once():
