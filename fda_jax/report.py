@@ -147,7 +147,8 @@ def _report_sweep(
 
 def _report_index(folder: Path, *, mixed_revisions: bool) -> tuple[str, Mapping[str, Path]]:
     """The text of the page, and where it and the report of each folder were written."""
-    folders = sorted({path.parent for path in folder.glob("[!.]*/*") if path.is_dir()})
+    inside = sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    folders = [path for path in inside if tables.holds_runs(path)]
     if not folders:
         raise WorkdirError(
             f"no folder in {folder} holds runs: give the folder that holds the --workdir of one or "
@@ -179,7 +180,8 @@ def _report_index(folder: Path, *, mixed_revisions: bool) -> tuple[str, Mapping[
     text = "\n\n".join(parts) + "\n"
     with _writing(folder):
         page.write_text(text, encoding="utf-8")
-    return text, {**written, "Page": page}
+    skipped = {f"No run in {path.name}": path for path in inside if path not in folders}
+    return text, {**written, **skipped, "Page": page}
 
 
 def _sum_up_sweep(folder: Path, *, mixed_revisions: bool) -> str:

@@ -194,6 +194,11 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return [_read_run(place, name) for name, place in named]
 
 
+def holds_runs(folder: Path) -> bool:
+    """Whether a run lies in a folder, at any depth."""
+    return any(True for _ in _walk(folder))
+
+
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Sort runs into one group for each dataset, network, budget and holdout, and by configuration.
 

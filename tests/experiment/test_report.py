@@ -914,6 +914,18 @@ def test_an_index_shows_runs_that_are_of_no_sweep_too(tmp_path):
     assert "(some/curves.png)" in page
 
 
+def test_an_index_takes_what_holds_a_run_and_names_the_rest(tmp_path, capsys):
+    make_run(tmp_path / "alone")  # whose checkpoints are gone
+    (tmp_path / "pictures" / "of_it").mkdir(parents=True)
+    make_sweep(tmp_path / "to_come", {"a": []})
+    assert report.main(["--index", str(tmp_path)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    for name in ("pictures", "to_come"):
+        assert f"No run in {name}: {tmp_path / name}" in told
+    page = (tmp_path / "README.md").read_text()
+    assert re.findall("^## .*", page, re.MULTILINE) == ["## [alone](alone/report.md)"]
+
+
 def test_an_index_does_not_replace_a_page_that_a_person_wrote(tmp_path, capsys):
     make_sweep(tmp_path / "one", {"ste": [{"method": "ste"}]})
     (tmp_path / "README.md").write_text("# Mine")
