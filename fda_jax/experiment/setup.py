@@ -83,7 +83,7 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
 }
 # Groups that no function is called with.
 PLAN_GROUPS = ("train", "eval", "checkpoint", "diagnostics")
-_TYPES = {**dict.fromkeys((*GROUPS, "stages"), dict), **leaves(KEYS)}
+TYPES = {**dict.fromkeys((*GROUPS, "stages"), dict), **leaves(KEYS)}
 
 
 class ConfigError(ValueError):
@@ -249,7 +249,7 @@ def typed(config: Any, prefix: str = "") -> dict[str, Any]:
     values = config.to_dict() if hasattr(config, "to_dict") else config
     found = {}
     for key, value in values.items():
-        name, kind = f"{prefix}{key}", _TYPES.get(f"{prefix}{key}")
+        name, kind = f"{prefix}{key}", TYPES.get(f"{prefix}{key}")
         is_group = isinstance(value, Mapping) and kind in (dict, None)
         found[key] = typed(value, f"{name}.") if is_group else as_type(name, value, kind)
     return found

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_origin
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from fda_jax.experiment import USER_ERRORS, run, side_by_side, stages
 from fda_jax.experiment.folder import FREE_KEYS, RunFolder, WorkdirError, differences, leaves
 from fda_jax.experiment.logs import Terminal
 from fda_jax.experiment.loop import Stop
-from fda_jax.experiment.setup import ConfigError, as_type
+from fda_jax.experiment.setup import TYPES, ConfigError, as_type
 from fda_jax.experiment.side_by_side import Job
 from fda_jax.experiment.together import CHOICES, obstacle, pays
 from fda_jax.experiment.together import train as train_together
@@ -33,14 +33,17 @@ from fda_jax.training import devices
 
 
 def _tuple(text: str) -> Any:
-    """(4, 8), or words with commas between them as on the command line of a run."""
-    words = re.fullmatch(r"[a-z]\w*(,[a-z]\w*)*", text)
-    return tuple(text.split(",")) if words else literal_eval(text)
+    """(4, 8), 4, or words with commas between them, as on the command line of a run."""
+    try:
+        value = literal_eval(text)
+    except (ValueError, SyntaxError):
+        return tuple(text.split(","))
+    return value if isinstance(value, tuple | list) else (value,)
 
 
 # How the text of an override becomes a value of the type that its key has.
 _PARSERS: Mapping[type, Callable[[str], Any]] = {
-    bool: lambda text: {"true": True, "false": False}[text.lower()],
+    bool: lambda text: {"true": True, "1": True, "false": False, "0": False}[text.lower()],
     int: int,
     float: float,
     tuple: _tuple,
@@ -391,10 +394,11 @@ def _typed(key: str, value: Any, defaults: Mapping[str, Any]) -> Any:
         nearest = difflib.get_close_matches(key, defaults, n=1)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
         raise ConfigError(f"there is no key {key!r}{hint}: see configs/base.py")
-    kind = type(defaults[key])
+    kind = TYPES.get(key, type(defaults[key]))
+    parse = _PARSERS.get(get_origin(kind) or kind)
     try:
-        if isinstance(value, str) and kind in _PARSERS:
-            value = _PARSERS[kind](value)
+        if isinstance(value, str) and parse is not None:
+            value = parse(value)
     except (KeyError, ValueError, SyntaxError):
         pass  # said below
     return as_type(key, value, kind)

@@ -82,6 +82,21 @@ def test_a_run_is_the_base_with_its_overrides_typed_as_the_defaults(tmp_path):
     assert found.configs["base"]["method"]["name"] == "fda"
 
 
+def test_an_override_says_what_it_says_on_the_command_line_of_a_run(tmp_path):
+    path = write(tmp_path, [{}])
+    for word, value in (
+        ("optimizer.boundary_epochs=10", (10,)),
+        ("optimizer.boundary_epochs=10,20.5", (10, 20.5)),
+        ("model.real_layers=stage3_*,*/conv1", ("stage3_*", "*/conv1")),
+        ("augment.flip=0", False),
+        ("augment.flip=1", True),
+    ):
+        (config,) = sweep.read(path, [word]).configs.values()
+        group, key = word.partition("=")[0].split(".")
+        assert config[group][key] == value
+        assert type(config[group][key]) is type(value)
+
+
 def test_a_base_is_also_named_by_its_file_and_method(tmp_path):
     path = write(tmp_path, {"a": {}, "b": {"method": "bireal"}}, base="'digits_resnet:ste'")
     methods = {name: config["method"] for name, config in sweep.read(path).configs.items()}
