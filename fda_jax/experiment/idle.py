@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fda_jax.experiment.folder import leaves
+from fda_jax.layers import knobs_of
 
 STREAMED = "data that are streamed, data.name=folder:PATH or tfds:NAME"
 STEP = "optimizer.schedule=step"
@@ -25,6 +26,10 @@ def _falls_in_steps(values: Leaves) -> bool:
     return values["optimizer.schedule"] == "step"
 
 
+def _has_noise(values: Leaves) -> bool:
+    return values["method.noise"] != "none"
+
+
 def _is_taught(values: Leaves) -> bool:
     return bool(values["train.teacher"])
 
@@ -43,6 +48,12 @@ RULES: tuple[tuple[str, Any, Callable[[Leaves], bool], str], ...] = (
         False,
         lambda values: _is_sgd(values) and values["optimizer.momentum"] != 0,
         "optimizer.name=sgd and a momentum above 0",
+    ),
+    (
+        "optimizer.decay_groups",
+        ("binary", "real", "norm", "prelu", "noise", "quantizer"),
+        lambda values: values["optimizer.weight_decay"] != 0,
+        "optimizer.weight_decay above 0",
     ),
     ("optimizer.boundary_epochs", (), _falls_in_steps, STEP),
     ("optimizer.boundary_factor", 0.1, _falls_in_steps, STEP),
@@ -63,6 +74,11 @@ RULES: tuple[tuple[str, Any, Callable[[Leaves], bool], str], ...] = (
         lambda values: values["diagnostics.every_steps"] > 0,
         "diagnostics.every_steps above 0",
     ),
+    *(
+        (f"method.{knob}", default, _has_noise, "a method.noise that is not none")
+        for knob, default in knobs_of("fda").items()
+        if knob.startswith("noise_")
+    ),
 )
 
 
@@ -78,7 +94,9 @@ def idle(config: Mapping[str, Any]) -> list[str]:
     values = leaves(config)
     found = []
     for key, default, counts, when in RULES:
-        value = tuple(values[key]) if isinstance(values[key], list) else values[key]
+        # A method may lack the knob.
+        value = values.get(key, default)
+        value = tuple(value) if isinstance(value, list) else value
         if value != default and not counts(values):
             found.append(f"{key} is {value}, but has no effect: it counts with {when}")
     return found

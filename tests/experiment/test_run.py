@@ -187,6 +187,14 @@ def test_streams_are_mirrored_where_they_are_decoded_and_others_in_the_step(flip
             {"method.name": "full_precision", "model.real_layers": ["*/conv1"]},
             ["model.real_layers is ('*/conv1',)"],
         ),
+        (
+            {"optimizer.weight_decay": 0.0, "optimizer.decay_groups": ["binary"]},
+            ["optimizer.decay_groups is ('binary',)"],
+        ),
+        (
+            {"method.noise": "none", "method.noise_end": 0.5, "method.noise_scale": 0.2},
+            ["method.noise_scale is 0.2", "method.noise_end is 0.5"],
+        ),
         ({"train.teacher_weight": 0.5}, ["train.teacher_weight is 0.5"]),
         (
             {"train.teacher": "x", "train.label_smoothing": 0.1, "train.teacher_temperature": 2.0},
