@@ -104,6 +104,8 @@ def _knob(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text} is no NAME=VALUE: use e.g. scale=filter")
+    if value.lower() in ("true", "false"):  # as on the command line of a run
+        return name, value.lower() == "true"
     try:
         return name, ast.literal_eval(value)
     except (SyntaxError, ValueError):  # a word

@@ -105,6 +105,14 @@ def test_flags_that_do_not_belong_together_are_refused(words, capsys):
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("word", "value"), [("false", False), ("True", True), ("filter", "filter"), ("3", 3)]
+)
+def test_a_knob_is_read_as_on_the_command_line_of_a_run(word, value):
+    words = [*DIGITS, "--dataset=digits", f"--knob=scale_in_gradient={word}"]
+    assert summary._flags(words).knob == [("scale_in_gradient", value)]
+
+
 def test_every_data_set_of_the_package_can_be_named():
     for spec in data.SPECS.values():
         assert summary._flags(["--network=resnet20", f"--dataset={spec.name}"]).dataset == spec.name
