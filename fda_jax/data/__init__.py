@@ -8,7 +8,7 @@ tensorflow-datasets, grain and Pillow are imported where a data set needs them.
 from fda_jax.data.augment import crop_and_flip, normalize
 from fda_jax.data.errors import DataError
 from fda_jax.data.holdout import hold_out
-from fda_jax.data.loader import load, place
+from fda_jax.data.loader import load
 from fda_jax.data.sampler import stream_indices
 from fda_jax.data.specs import SPECS, DatasetSpec
 from fda_jax.data.splits import (
@@ -34,6 +34,5 @@ __all__ = [
     "hold_out",
     "load",
     "normalize",
-    "place",
     "stream_indices",
 ]

@@ -59,7 +59,7 @@ def load(
     return dataset if limit == 0 else replace(dataset, train=_limited(dataset.train, limit))
 
 
-def place(name: str, dir: str | os.PathLike[str]) -> Path | None:
+def folder_of(name: str, dir: str | os.PathLike[str]) -> Path | None:
     """Where the images of "folder:PATH" lie, as `load` finds them; None of other data."""
     kind, _, rest = name.partition(":")
     if kind != "folder" or not rest:
@@ -71,7 +71,7 @@ def _load_whole(name: str, directory: Path, image_size: int, num_threads: int) -
     kind, separator, rest = name.partition(":")
     if separator and kind == "tfds" and rest:
         return load_tfds(rest, directory, image_size=image_size, num_threads=num_threads)
-    path = place(name, directory)
+    path = folder_of(name, directory)
     if path is not None:
         return load_folder(name, path, image_size=image_size, num_threads=num_threads)
     if name not in SPECS:

@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fda_jax import data
+from fda_jax.data.loader import folder_of
 from fda_jax.experiment import judged, stages
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.experiment.setup import ConfigError, Experiment
@@ -191,10 +192,9 @@ class Predecessor(FinishedRun):
 
 def _are_the_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two groups data name the same data, in whatever words."""
-    places = [data.place(each["name"], each["dir"]) for each in (one, other)]
-    return one["name"] == other["name"] or (
-        None not in places and len({place and place.resolve() for place in places}) == 1
-    )
+    places = [folder_of(each["name"], each["dir"]) for each in (one, other)]
+    resolved = {path.resolve() for path in places if path is not None}
+    return one["name"] == other["name"] or (None not in places and len(resolved) == 1)
 
 
 def check_stages(names: Sequence[str], experiments: Sequence[Experiment]) -> None:

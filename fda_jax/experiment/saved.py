@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from fda_jax import data
+from fda_jax.data.loader import folder_of
 from fda_jax.experiment import setup, stages
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.loop import start
@@ -156,8 +157,8 @@ def _here(
         here[group] = {**here[group], "batch_size": max(count, size - size % count)}
     here["data"] = {**here["data"], "holdout": 0}
     if data_dir is not None:
-        place = data.place(here["data"]["name"], "")
-        if place is not None and place.is_absolute():  # it would not look at the folder
-            here["data"]["name"] = f"folder:{place.name}"
+        path = folder_of(here["data"]["name"], "")
+        if path is not None and path.is_absolute():  # which data.dir does not move
+            here["data"]["name"] = f"folder:{path.name}"
         here["data"]["dir"] = data_dir
     return here
