@@ -320,7 +320,7 @@ def load_data(config: Mapping[str, Any]) -> data.Dataset:
 def _make_plan(dataset: data.Dataset, config: Mapping[str, Any]) -> Plan:
     train, devices = config["train"], jax.device_count()
     eval_batch_size = config["eval"]["batch_size"]
-    if isinstance(eval_batch_size, int) and eval_batch_size >= len(dataset.test):
+    if eval_batch_size >= len(dataset.test):
         # A larger one would be padding.
         eval_batch_size = -(-len(dataset.test) // devices) * devices
     return Plan(

@@ -109,7 +109,7 @@ def test_an_evaluation_batch_that_holds_the_test_set_fits_any_devices(size):
     config = small_config(**{"eval.batch_size": size})
     plan = setup.build(config).plan
     assert (plan.num_test, plan.eval_batch_size) == (355, 356)
-    for other, words in ((354, "use 352 or 356"), (size + 0.5, "must be a whole number")):
+    for other, words in ((354, "use 352 or 356"), (size + 0.5, "of type int")):
         config["eval"]["batch_size"] = other
         with pytest.raises(ValueError, match=f"batch_size is {other}, but .*{words}"):
             setup.build(config)
