@@ -91,7 +91,7 @@ def claim(
 
 
 def check_sources(
-    config: Mapping[str, Any], experiment: Experiment, workdir: Path, *, to_come: Path
+    config: Mapping[str, Any], experiment: Experiment, workdir: Path, to_come: Sequence[Path]
 ) -> None:
     """Refuse a run of a sweep that will have nothing to start or learn from.
 
@@ -99,7 +99,7 @@ def check_sources(
       config: of the run.
       experiment: of it, or of its first stage.
       workdir: its folder.
-      to_come: a folder whose runs may be trained before this one: what lies there is not looked at.
+      to_come: folders of runs that may be trained before this one: they are not looked at.
 
     Raises:
       ConfigError, CheckpointError: as `claim`.
@@ -108,7 +108,8 @@ def check_sources(
         return
     train = dict(config["train"])
     for key in ("init_from", "teacher"):
-        if FinishedRun(key, train[key], workdir).path.is_relative_to(os.path.abspath(to_come)):
+        path = FinishedRun(key, train[key], workdir).path
+        if any(path.is_relative_to(os.path.abspath(place)) for place in to_come):
             train[key] = ""
     asked = {**config, "train": train}
     part = (stages.split(asked) or [asked])[0]

@@ -172,7 +172,12 @@ def train(
     folders: dict[str, list[Path]] = {}
     for name, seed in jobs:
         folders.setdefault(name, []).append(Path(workdir, name, f"seed{seed}"))
-    companies = _check(sweep, folders, "never" if environments else together)
+    companies = _check(
+        sweep,
+        folders,
+        "never" if environments else together,
+        to_come=[Path(workdir, name, f"seed{k}") for name in sweep.runs for k in range(seeds)],
+    )
     _claim(sweep, Path(workdir), seeds)
     runs: dict[str, list[Job]] = {}
     for name, seed in jobs:
@@ -417,13 +422,19 @@ def _jobs(sweep: Sweep, seeds: int, shard: str, only: Sequence[str]) -> list[tup
     return [(name, seed) for seed in range(seeds) for name in chosen][int(part) :: int(parts)]
 
 
-def _check(sweep: Sweep, wanted: Mapping[str, Sequence[Path]], together: str = "never") -> set[str]:
+def _check(
+    sweep: Sweep,
+    wanted: Mapping[str, Sequence[Path]],
+    together: str = "never",
+    to_come: Sequence[Path] = (),
+) -> set[str]:
     """Build every run to do, so that none is refused hours after the first one started.
 
     Args:
       sweep: of `read`.
       wanted: the runs to do: the folders of their seeds, by name.
       together: see `train`.
+      to_come: the folders of all the sweep's runs, from which others may start.
 
     Returns:
       The names of those whose seeds are trained together.
@@ -435,7 +446,7 @@ def _check(sweep: Sweep, wanted: Mapping[str, Sequence[Path]], together: str = "
         with _naming(name):
             experiments = run.build_stages(stages.split(config) or [config], loaded)
             for folder in folders:
-                run.check_sources(config, experiments[0], folder, to_come=folder.parents[1])
+                run.check_sources(config, experiments[0], folder, to_come)
             why = obstacle(experiments)
             if together == "always" and why:
                 raise ConfigError(

@@ -472,9 +472,11 @@ def test_what_a_run_learns_or_starts_from_is_there_before_the_first_one_is_train
     # What the sweep itself trains is there in time.
     sweep.train(sweep.read(path, SMALL), tmp_path / "w")
     assert len(trained) == 2
-    path = write(tmp_path, {"a": {"method": "ste"}, "b": {"method": method, key: "../../no"}})
-    with pytest.raises(ConfigError, match=rf"run 'b': {key} is .*{tmp_path}/no holds no run.*--ov"):
-        sweep.train(sweep.read(path, SMALL), tmp_path / "x")
+    for given, place in (("../../no", "no"), ("no", "x/b/no")):
+        path = write(tmp_path, {"a": {"method": "ste"}, "b": {"method": method, key: given}})
+        words = rf"run 'b': {key} is .*{tmp_path}/{place} holds no run.*--override"
+        with pytest.raises(ConfigError, match=words):
+            sweep.train(sweep.read(path, SMALL), tmp_path / "x")
     assert len(trained) == 2
     assert not (tmp_path / "x").exists()
 
