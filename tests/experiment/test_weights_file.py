@@ -30,7 +30,7 @@ def test_a_file_of_all_that_a_run_ended_with_is_that_run(whole, variables, tmp_p
     np.savez(tmp_path / "all.npz", **variables)
     built = setup.build(small_config())
     start = predecessor(tmp_path / "all.npz")
-    start.check(built)
+    start.check(built, small_config()["data"])
     chex.assert_trees_all_equal(start.values(built), predecessor(whole[0]).values(built))
     assert start.told(built) == f"starting from the parameters of {tmp_path / 'all.npz'}"
 
