@@ -38,7 +38,8 @@ class PackedNetwork:
 
     Attributes:
       facts: what the file says of itself: "format", "image_shape" (height, width, channels),
-        "binary" ({layer: {"shape", "bits"}}), "kernels" (those of `ops.native` that the second
+        "binary" ({layer: {"shape", "bits", "scaled"}}, the last one of whether the scale multiplies
+        the layer's sums), "kernels" (those of `ops.native` that the second
         program calls), and what whoever froze it added: of a run "network",
         "method", "dataset", "classes" (names by label), "seed", "step", "revision", "fda_jax" and
         "jax" (versions).

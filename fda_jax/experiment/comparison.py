@@ -144,7 +144,7 @@ def read(folder: Path, *, mixed_revisions: bool = False) -> Comparison:
     Raises:
       WorkdirError: the folder is damaged, holds no run yet, or holds runs that do not belong into
         one table: of several budgets, holdouts or revisions, seeds of different configurations, or
-      one seed twice.
+        one seed twice.
     """
     record = _record(folder)
     found = {name: _runs(folder, name) for name in record["runs"]}

@@ -27,7 +27,7 @@ def _falls_in_steps(values: Leaves) -> bool:
 
 
 def _has_noise(values: Leaves) -> bool:
-    return values["method.noise"] != "none"
+    return values.get("method.noise") != "none"
 
 
 def _is_taught(values: Leaves) -> bool:

@@ -231,7 +231,7 @@ def _product(
     if isinstance(weights, ScaledWeights):
         if layer.dtype == jnp.float32:
             kernel, scale = (part.astype(jnp.float32) for part in (weights.kernel, weights.scale))
-            return dataclasses.replace(weights, kernel=kernel, scale=scale).apart(multiply)
+            return dataclasses.replace(weights, kernel=kernel, scale=scale).applied(multiply)
         # A scale of 16 bits has so few digits that its sums are exact, too.
         weights = weights.product()
     return multiply(weights.astype(layer.dtype))

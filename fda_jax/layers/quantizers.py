@@ -138,7 +138,7 @@ class ScaledWeights:
             factor = _gradient_times(jnp.broadcast_to(factor, self.kernel.shape), self.scale)
         return dataclasses.replace(self, kernel=self.kernel * factor)
 
-    def apart(self, multiply: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    def applied(self, multiply: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """What `multiply`, linear in the kernel and (..., filters), makes of the weights."""
         if self.scale_in_gradient:
             return multiply(self.kernel) * self.scale
@@ -257,7 +257,7 @@ class ScaledQuantizer(nn.Module):
     def apart(
         self, w: jax.Array, *, train: bool, progress: jax.Array | float
     ) -> jax.Array | ScaledWeights:
-        """Likewise."""
+        """Quantize likewise, with the scale apart where there is one."""
         raise NotImplementedError
 
 

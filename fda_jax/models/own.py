@@ -125,7 +125,7 @@ def check_patterns(
         if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
             raise ValueError(
                 f"real_layers has {pattern!r}, but no hidden layer of {name} is that: they are "
-                f"{', '.join(paths) or 'none'}"
+                f"{', '.join(paths) or 'none'}; a pattern is of a whole name, with * for anything"
             )
 
 
