@@ -154,3 +154,10 @@ def test_the_digits_configuration_builds_an_experiment():
     built = setup.build(config)
     assert built.plan.num_train + built.plan.num_test == 1797
     assert built.dataset.image_shape_hwc == (8, 8, 1)
+
+
+def test_a_knob_of_ones_own_that_is_called_as_one_of_noise_counts():
+    config = importlib.import_module("base").get_config("ste").to_dict()
+    own = {"name": "mine:shaken", "noise_scale": 0.5}
+    assert idle.idle({**config, "method": own}) == []
+    assert len(idle.idle({**config, "method": {**own, "noise": "none"}})) == 1
