@@ -1,8 +1,7 @@
 """Layers with binary operands: latent weights in, convolution or matrix product out."""
 
-import dataclasses
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import flax.linen as nn
@@ -113,11 +112,8 @@ class BinaryConv(nn.Module):
         if isinstance(binary_w, ops.SignKernel):
             y = cast(jax.Array, ops.convolve_signs(binary_a, binary_w, strides, padding))
         else:
-            y = _product(
-                self,
-                lambda w: cast(jax.Array, ops.convolve(binary_a, w, strides, padding)),
-                binary_w,
-            )
+            kernel, *scale = _factors(binary_w, self.dtype)
+            y = cast(jax.Array, ops.convolve(binary_a, kernel, strides, padding, *scale))
         return _output(self, y)
 
 
@@ -171,7 +167,7 @@ class BinaryDense(nn.Module):
         if isinstance(binary_w, ops.SignKernel):
             y = ops.multiply_signs(binary_a, binary_w)
         else:
-            y = _product(self, lambda w: binary_a @ w, binary_w)
+            y = cast(jax.Array, ops.multiply(binary_a, *_factors(binary_w, self.dtype)))
         return _output(self, y)
 
 
@@ -222,19 +218,14 @@ def _operands(
     return binary_a, binary_w
 
 
-def _product(
-    layer: BinaryConv | BinaryDense,
-    multiply: Callable[[jax.Array], jax.Array],
-    weights: jax.Array | ScaledWeights,
-) -> jax.Array:
-    """What a multiplication makes of weights, in the layer's dtype."""
-    if isinstance(weights, ScaledWeights):
-        if layer.dtype == jnp.float32:
-            kernel, scale = (part.astype(jnp.float32) for part in (weights.kernel, weights.scale))
-            return dataclasses.replace(weights, kernel=kernel, scale=scale).applied(multiply)
-        # A scale of 16 bits has so few digits that its sums are exact, too.
-        weights = weights.product()
-    return multiply(weights.astype(layer.dtype))
+def _factors(
+    weights: jax.Array | ScaledWeights, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array | None, bool]:
+    """Kernel, scale of the sums and whether it is in the gradient, as products take them."""
+    # A scale of 16 bits has so few digits that sums of it are exact, too.
+    if not isinstance(weights, ScaledWeights) or dtype != jnp.float32:
+        return whole(weights).astype(dtype), None, True
+    return weights.kernel.astype(dtype), weights.scale.astype(dtype), weights.scale_in_gradient
 
 
 def _check_progress(progress: jax.Array | float) -> None:

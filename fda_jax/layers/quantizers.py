@@ -138,22 +138,10 @@ class ScaledWeights:
             factor = _gradient_times(jnp.broadcast_to(factor, self.kernel.shape), self.scale)
         return dataclasses.replace(self, kernel=self.kernel * factor)
 
-    def applied(self, multiply: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """What `multiply`, linear in the kernel and (..., filters), makes of the weights."""
-        if self.scale_in_gradient:
-            return multiply(self.kernel) * self.scale
-        # Other operands have the scale in their gradient: what is left out is divided out again.
-        known = jnp.where(self.scale > 0, self.scale, _SMALL)
-        return _times(multiply(_gradient_times(self.kernel, 1 / known)), self.scale, known)
-
 
 def whole(weights: jax.Array | ScaledWeights) -> jax.Array:
     """Weights as numbers, (..., filters)."""
     return weights.product() if isinstance(weights, ScaledWeights) else weights
-
-
-# In place of a scale of 0, by which nothing can be divided.
-_SMALL = 2.0**-40
 
 
 @jax.tree_util.register_dataclass
@@ -323,18 +311,6 @@ def _scaled_forward(binary: jax.Array, scale: jax.Array) -> jax.Array:
 _scaled_forward.defvjp(
     lambda binary, scale: (binary * scale, scale),
     lambda scale, g: (g, jnp.zeros_like(scale)),
-)
-
-
-@jax.custom_vjp
-def _times(y: jax.Array, factor: jax.Array, in_gradient: jax.Array) -> jax.Array:
-    """Return y times a factor, whose gradient is multiplied by another one."""
-    return y * factor
-
-
-_times.defvjp(
-    lambda y, factor, in_gradient: (y * factor, in_gradient),
-    lambda in_gradient, g: (g * in_gradient, *[jnp.zeros_like(in_gradient)] * 2),
 )
 
 

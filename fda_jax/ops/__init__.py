@@ -34,6 +34,7 @@ from fda_jax.ops.noise import (
 from fda_jax.ops.normalization import batch_norm
 from fda_jax.ops.periodic import DISTRIBUTIONS, Periodic, quantization_error, sine_moments
 from fda_jax.ops.pooling import max_pool, mean_pool
+from fda_jax.ops.products import multiply
 from fda_jax.ops.proximal import (
     PROXIMAL_METHODS,
     ProxConnect,
@@ -93,6 +94,7 @@ __all__ = [
     "max_pool",
     "mean_pool",
     "mean_squared_error",
+    "multiply",
     "multiply_signs",
     "noise",
     "noise_scale",

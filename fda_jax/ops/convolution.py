@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fda_jax.ops.derivatives import differentiated_as
-from fda_jax.ops.native import FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, choose
+from fda_jax.ops.native import (
+    FORWARD,
+    INPUT_GRADIENT,
+    SCALED_FORWARD,
+    WEIGHT_GRADIENT,
+    choose,
+)
+from fda_jax.ops.products import scaled, scaled_gradients
 
 # The largest stride that the kernel of the forward pass takes.
 _MOST_STRIDE = 2
@@ -20,12 +27,21 @@ _TILE_CHANNELS = 64
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 5))
+def convolve(
+    x: jax.Array,
+    w: jax.Array,
+    stride: int,
+    padding: Padding,
+    scale: jax.Array | None = None,
+    scale_in_gradient: bool = True,
+) -> jax.Array:
     """Cross-correlation of images with filters, borders filled with zeros.
 
-    Forward:  y[b, i, j, o] = sum_{k, l, c} x[b, i s + k - top, j s + l - left, c] w[k, l, c, o]
-    Backward: its exact derivatives, in both arguments.
+    Forward:  y[b, i, j, o] = scale[o] sum_{k, l, c} x[b, i s + k - top, j s + l - left, c]
+      w[k, l, c, o]
+    Backward: its exact derivatives, in all arguments; without scale_in_gradient that of w has no
+      scale, and that of the scale is 0.
 
     Where no gradient is asked for, this is `jax.lax.conv_general_dilated` and nothing else. Under
     differentiation float32 arrays on the CPU go through the kernels of `native` where these take
@@ -39,6 +55,9 @@ def convolve(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
       w: (kernel height, kernel width, channels, filters), of the dtype of x.
       stride: s, in pixels, for both axes, >= 1.
       padding: zeros before and behind each axis, ((top, bottom), (left, right)) in pixels.
+      scale: of the filters, (filters,) or () for one that they share, of the dtype of x; None for
+        1. It multiplies sums that are whole: those of signs are exact.
+      scale_in_gradient: whether it multiplies the gradient of w.
 
     Returns:
       (batch, (height + top + bottom - kernel height) // s + 1, ..., filters), of the dtype of x.
@@ -50,7 +69,7 @@ def convolve(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
       float32 rounding of the largest sum; gradients do not depend on the number of threads.
     """
     check_geometry(stride, padding)
-    return _xla(x, w, stride, padding)
+    return scaled(_xla(x, w, stride, padding), scale)
 
 
 def check_geometry(stride: int, padding: Padding) -> None:
@@ -67,23 +86,37 @@ def check_geometry(stride: int, padding: Padding) -> None:
         )
 
 
-def _forward(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> tuple:
+def _forward(
+    x: jax.Array,
+    w: jax.Array,
+    stride: int,
+    padding: Padding,
+    scale: jax.Array | None,
+    scale_in_gradient: bool,
+) -> tuple:
     check_geometry(stride, padding)
     on_cpu, elsewhere = _programs(x.shape, w.shape, stride, padding)
+    scales = () if scale is None else (jnp.broadcast_to(scale, w.shape[3:]),)
     y = choose(
-        FORWARD,
-        _one_by_one(elsewhere),
-        (x, w),
+        FORWARD if scale is None else SCALED_FORWARD,
+        _with_scale(_one_by_one(elsewhere)),
+        (x, w, *scales),
         shapes=jax.eval_shape(lambda: on_cpu(x, w)),
         fits=lambda lanes: stride <= _MOST_STRIDE and w.shape[3] % lanes == 0,
-        otherwise=on_cpu,
+        otherwise=_with_scale(on_cpu),
         attributes=_attributes(stride, padding),
     )
-    return y, (x, w)
+    return y, (x, w, scale)
 
 
-def _backward(stride: int, padding: Padding, residual: tuple, g: jax.Array) -> tuple:
-    x, w = residual
+def _with_scale(fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    return lambda x, w, scale=None: scaled(fn(x, w), scale)
+
+
+def _backward(
+    stride: int, padding: Padding, scale_in_gradient: bool, residual: tuple, g: jax.Array
+) -> tuple:
+    x, w, scale = residual
     # A convolution is linear in either operand, so its transpose needs the shape alone.
     like_x, like_w = jax.eval_shape(lambda: (x, w))
 
@@ -97,7 +130,7 @@ def _backward(stride: int, padding: Padding, residual: tuple, g: jax.Array) -> t
     dx = choose(
         INPUT_GRADIENT,
         _one_by_one(input_gradient(elsewhere)),
-        (g, w),
+        (g, scaled(w, scale)),
         shapes=like_x,
         fits=lambda lanes: w.shape[2] % lanes == 0,
         otherwise=input_gradient(on_cpu),
@@ -114,7 +147,7 @@ def _backward(stride: int, padding: Padding, residual: tuple, g: jax.Array) -> t
         else weight_gradient(on_cpu),
         attributes=_attributes(stride, padding),
     )
-    return dx, dw
+    return dx, *scaled_gradients(dw, w, scale, scale_in_gradient)
 
 
 convolve.defvjp(_forward, _backward)

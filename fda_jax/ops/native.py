@@ -33,6 +33,7 @@ from fda_jax.ops.derivatives import differentiated_as, varies_over
 SOURCE = Path(__file__).with_name("kernels") / "kernels.cc"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-w")
 FORWARD = "fda_jax_forward"
+SCALED_FORWARD = "fda_jax_scaled_forward"
 INPUT_GRADIENT = "fda_jax_input_gradient"
 WEIGHT_GRADIENT = "fda_jax_weight_gradient"
 CHANNEL_SUMS = "fda_jax_channel_sums"
@@ -42,6 +43,7 @@ SIGNS = "fda_jax_signs"
 # Shipped networks call some of them by name: a kernel whose arguments change gets a new one.
 TARGETS = (
     FORWARD,
+    SCALED_FORWARD,
     INPUT_GRADIENT,
     WEIGHT_GRADIENT,
     CHANNEL_SUMS,

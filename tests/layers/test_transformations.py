@@ -87,7 +87,7 @@ def test_a_batch_that_lies_on_several_devices_has_the_gradient_of_one(method, ki
 
 
 def ours(x, w, w1, w2):
-    y = ops.convolve(x, w, 1, ((1, 1), (1, 1)))
+    y = ops.convolve(x, w, 1, ((1, 1), (1, 1)), w2[1])
     y = ops.batch_norm(y, 1 + w1[:, 0], w2[0], 1e-5, None)[0]
     y = y + ops.noise(y, w1, w2, "sine", 0.1)
     return jnp.mean(ops.max_pool(y, 2) ** 3)
@@ -97,6 +97,7 @@ def plain(x, w, w1, w2):
     y = jax.lax.conv_general_dilated(
         x, w, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+    y = y * w2[1]
     mean, variance = jnp.mean(y, (0, 1, 2)), jnp.var(y, (0, 1, 2))
     y = (y - mean) / jnp.sqrt(variance + 1e-5) * (1 + w1[:, 0]) + w2[0]
     y = y + jax.nn.relu(y @ w1) @ w2 + 0.1 * jnp.sin(y)

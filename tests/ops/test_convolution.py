@@ -74,8 +74,12 @@ def operands(batch, height, width, channels, filters, kernel, seed=0, dtype=jnp.
 def assert_equal_passes(x, w, stride, padding):
     *ours, g = compiled_passes(ops.convolve, x, w, stride, padding)
     for mine, reference in zip(ours, literal(x, w, g, stride, padding), strict=True):
-        largest = np.max(np.abs(reference), initial=1.0)
-        np.testing.assert_allclose(mine, reference, atol=2e-5 * largest, rtol=0)
+        close(mine, reference)
+
+
+def close(ours, reference):
+    largest = np.max(np.abs(reference), initial=1.0)
+    np.testing.assert_allclose(ours, reference, atol=2e-5 * largest, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +152,76 @@ def test_wide_kernels_of_three_by_three_equal_the_literal_sums(
     batch, size, channels, filters, padding, seed
 ):
     assert_equal_passes(*operands(batch, *size, channels, filters, (3, 3), seed), 1, padding)
+
+
+@pytest.mark.parametrize("in_gradient", [True, False])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("size", "channels", "filters", "stride"),
+    # Literal sums; of two strides; Winograd's; channels by the block; no kernel of ours.
+    [(7, 16, 32, 1), (8, 16, 16, 2), (8, 32, 64, 1), (5, 300, 16, 1), (6, 3, 5, 1)],
+)
+def test_a_scale_multiplies_whole_sums_and_has_its_derivative(
+    size, channels, filters, stride, shared, in_gradient
+):
+    x, w = operands(3, size, size, channels, filters, (3, 3))
+    rng = np.random.default_rng(2)
+    scale = jnp.asarray(rng.uniform(0, 2, () if shared else (filters,)), jnp.float32)
+    if not shared:
+        scale = scale.at[1].set(0)
+
+    @jax.jit
+    def every_pass(x, w, scale, g):
+        y, pull = jax.vjp(
+            lambda x, w, scale: ops.convolve(x, w, stride, SAME, scale, in_gradient), x, w, scale
+        )
+        return y, *pull(g)
+
+    plain = ops.convolve(x, w, stride, SAME)
+    g = jnp.asarray(rng.standard_normal(plain.shape), jnp.float32)
+    y, dx, dw, dscale = every_pass(x, w, scale, g)
+    sums, _, dw_without = literal(x, w, g, stride, SAME)
+    by = np.asarray(scale, np.float64)
+    close(y, sums * by)
+    close(dx, literal(x, np.asarray(w, np.float64) * by, g, stride, SAME)[1])
+    close(dw, dw_without * by if in_gradient else dw_without)
+    if in_gradient:
+        close(dscale, np.sum(np.asarray(g, np.float64) * sums, axis=None if shared else (0, 1, 2)))
+    else:
+        np.testing.assert_array_equal(dscale, np.zeros(scale.shape))
+    np.testing.assert_array_equal(ops.convolve(x, w, stride, SAME, scale), plain * scale)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 16), (8, 32)])
+def test_a_scale_is_multiplied_by_after_the_sums_of_signs(size, channels):
+    x, w = map(jnp.sign, operands(2, size, size, channels, 32, (3, 3)))
+    scale = jnp.linspace(0.1, 0.2, 32)
+
+    @jax.jit
+    def forward(x, w, scale):
+        return jax.vjp(lambda w: ops.convolve(x, w, 1, SAME, scale), w)[0]
+
+    sums = literal(x, w, np.zeros((2, size, size, 32)), 1, SAME)[0].astype(np.float32)
+    np.testing.assert_array_equal(forward(x, w, scale), sums * np.asarray(scale))
+
+
+@needs_kernels
+def test_a_scale_calls_its_kernel_once_for_each_of_a_batch_of_networks():
+    x, w = operands(2, 8, 8, 16, 32, (3, 3))
+    scales = jnp.stack([jnp.full(32, 2.0), jnp.linspace(0, 1, 32)])
+
+    def gradients(w, scale):
+        return jax.value_and_grad(
+            lambda w, scale: jnp.sum(ops.convolve(x, w, 1, SAME, scale) ** 2), (0, 1)
+        )(w, scale)
+
+    assert native.SCALED_FORWARD in jax.jit(gradients).lower(w, scales[0]).as_text()
+    together = jax.jit(jax.vmap(gradients))(jnp.stack([w, -w]), scales)
+    for i, (one, scale) in enumerate([(w, scales[0]), (-w, scales[1])]):
+        alone = jax.jit(gradients)(one, scale)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda a, i=i: a[i], together), alone, rtol=1e-5, atol=1e-3
+        )
 
 
 @pytest.mark.parametrize(("size", "channels"), [(16, 32), (8, 64), (7, 512)])

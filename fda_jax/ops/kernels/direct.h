@@ -162,12 +162,14 @@ struct Gather {
   int64_t out_step;     // likewise, in output pixels
   std::vector<Phase> phases;
 
-  // `weight(tap, input, output)` is a weight.
+  // `weight(tap, input, output)` is a weight, and `scale` multiplies the outputs' sums, if it is
+  // there.
   template <class Weight>
   void run(ffi::ThreadPool& pool, const float* images, int64_t batch, const Weight& weight,
-           float* results) const {
+           const float* scale, float* results) const {
     const std::vector<Floats> weights = pack(pool, weight);
     const int64_t size = border.height * border.channels * border.width;
+    const int64_t pixels = out.height * out.width;
     // As many images at a time as stay in the second-level cache beside the weights.
     const int64_t together = std::clamp<int64_t>((1 << 17) / size, 1, 8);
     // A few items for each thread even out their speeds.
@@ -179,9 +181,13 @@ struct Gather {
         const int64_t count = std::min(together, end - b);
         for (int64_t i = 0; i < count; ++i)
           fill(&padded[i * size], images + (b + i) * in.height * in.width * in.channels);
+        float* made = results + b * pixels * out.channels;
         for (size_t p = 0; p < phases.size(); ++p)
-          one(phases[p], weights[p].data(), padded.data(), size, count,
-              results + b * out.height * out.width * out.channels);
+          one(phases[p], weights[p].data(), padded.data(), size, count, made);
+        if (scale != nullptr)
+          for (float* end = made + count * pixels * out.channels; made < end; made += out.channels)
+            for (int64_t o = 0; o < out.channels; o += kLanes)
+              store(made + o, load(made + o) * load(scale + o));
       }
     });
   }
@@ -259,8 +265,8 @@ Shape border_of(const Shape& in, const Shape& out, int64_t kernel_height, int64_
           std::max(in.width + left, (out.width - 1) * stride + kernel_width), in.channels};
 }
 
-ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t stride, int64_t top,
-                   int64_t left) {
+ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, const float* scale, Result y,
+                   int64_t stride, int64_t top, int64_t left) {
   const auto kernel = w.dimensions();
   const Shape in = shape_of(x.dimensions()), out = shape_of(y->dimensions());
   const Shape border = border_of(in, out, kernel[0], kernel[1], stride, top, left);
@@ -272,7 +278,7 @@ ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t str
   }
   Gather{in, border, out, top, left, stride, 1, {all}}.run(
       pool, x.typed_data(), x.dimensions()[0],
-      weights_of(w.typed_data(), in.channels, out.channels), y->typed_data());
+      weights_of(w.typed_data(), in.channels, out.channels), scale, y->typed_data());
   return ffi::Error::Success();
 }
 
@@ -307,7 +313,8 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Result dx, int
   }
   Gather{in, border, out, kernel[0], kernel[1], 1, stride, phases}.run(
       pool, g.typed_data(), g.dimensions()[0],
-      transposed_weights_of(w.typed_data(), in.channels, out.channels), dx->typed_data());
+      transposed_weights_of(w.typed_data(), in.channels, out.channels), nullptr,
+      dx->typed_data());
   return ffi::Error::Success();
 }
 

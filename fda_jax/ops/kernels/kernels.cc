@@ -13,16 +13,28 @@
 
 namespace {
 
-ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t stride, int64_t top,
-                   int64_t left) {
+// Sums are multiplied by the scales of their filters, where there are some, while they are at hand.
+ffi::Error forward_with(ffi::ThreadPool pool, Array x, Array w, const float* scale, Result y,
+                        int64_t stride, int64_t top, int64_t left) {
   const Shape in = shape_of(x.dimensions()), out = shape_of(y->dimensions());
   if (out.channels % kLanes != 0)
     return ffi::Error::InvalidArgument("the filters do not fill the registers of this processor");
   if (!winograd::suits(w.dimensions(), out, stride))
-    return direct::forward(pool, x, w, y, stride, top, left);
+    return direct::forward(pool, x, w, scale, y, stride, top, left);
   winograd::convolve(pool, {in, out, top, left, x.dimensions()[0]}, x.typed_data(),
-                     weights_of(w.typed_data(), in.channels, out.channels), y->typed_data());
+                     weights_of(w.typed_data(), in.channels, out.channels), scale,
+                     y->typed_data());
   return ffi::Error::Success();
+}
+
+ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t stride, int64_t top,
+                   int64_t left) {
+  return forward_with(pool, x, w, nullptr, y, stride, top, left);
+}
+
+ffi::Error scaled_forward(ffi::ThreadPool pool, Array x, Array w, Array scale, Result y,
+                          int64_t stride, int64_t top, int64_t left) {
+  return forward_with(pool, x, w, scale.typed_data(), y, stride, top, left);
 }
 
 ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Result dx, int64_t stride,
@@ -34,7 +46,7 @@ ffi::Error input_gradient(ffi::ThreadPool pool, Array g, Array w, Result dx, int
   winograd::convolve(
       pool, {in, out, 2 - top, 2 - left, g.dimensions()[0]}, g.typed_data(),
       [&](int64_t tap, int64_t i, int64_t o) { return weight(8 - tap, i, o); },  // reversed
-      dx->typed_data());
+      nullptr, dx->typed_data());
   return ffi::Error::Success();
 }
 
@@ -62,6 +74,16 @@ auto binding() {
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_forward, forward, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_scaled_forward, scaled_forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Arg<Array>()
+                                  .Ret<Array>()
+                                  .Attr<int64_t>("stride")
+                                  .Attr<int64_t>("top")
+                                  .Attr<int64_t>("left"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_input_gradient, input_gradient, binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_weight_gradient, weight_gradient, binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(

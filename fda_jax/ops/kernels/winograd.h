@@ -149,11 +149,12 @@ inline void multiply(const float* tiles, int64_t blocks, const float* weights, f
   for (int t = 0; t < kLanes; ++t) store(out + t * kLanes, sum[t]);
 }
 
-// The forward pass; `weight(tap, input, output)` is the kernel. Tiles go in groups of kLanes; some
+// The forward pass; `weight(tap, input, output)` is the kernel, and `scale` multiplies the outputs'
+// sums, if it is there. Tiles go in groups of kLanes; some
 // groups, transformed, and their products for kLanes outputs stay in the second-level cache.
 template <class Weight>
 void convolve(ffi::ThreadPool& pool, const Tiles& tiles, const float* images, const Weight& weight,
-              float* results) {
+              const float* scale, float* results) {
   const Shape &in = tiles.in, &out = tiles.out;
   const int64_t blocks = in.channels / kLanes, size = kPlaces * kLanes * in.channels;
   const Floats kernel = transform_kernel(pool, weight, in.channels, out.channels);
@@ -190,6 +191,9 @@ void convolve(ffi::ThreadPool& pool, const Tiles& tiles, const float* images, co
           for (int place = 0; place < kPlaces; ++place)
             m[place / 4][place % 4] = load(from + place * kSquare);
           both_axes<to_output>(m, y);
+          if (scale != nullptr)
+            for (auto& row : y)
+              for (Vector& sum : row) sum *= load(scale + o);
           made[t].write(o, y);
         }
       }
