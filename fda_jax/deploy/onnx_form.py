@@ -270,7 +270,7 @@ class _Graph:
             made = self.initializer(array, name or self._fresh()).name
             self._arrays[made] = array
             if id(array) in self._signs:
-                made = self._bipolar(made, self._number(1, np.float32))
+                made = self._bipolar(made, 1.0)
             self._constants[key] = made
         return self._constants[key]
 
@@ -284,8 +284,11 @@ class _Graph:
             return None
         return [cast(np.ndarray, value.array) for value in values]
 
-    def _bipolar(self, x: str, scale: str) -> str:
-        return self.node(bipolar.OPERATOR, [x, scale], domain=bipolar.DOMAIN)
+    def _bipolar(self, x: str, scale: float) -> str:
+        # No array: of one that only operators of QONNX read, its tools infer no shape, which hls4ml
+        # asks for.
+        made = self.node("Constant", [], value_float=scale)
+        return self.node(bipolar.OPERATOR, [x, made], domain=bipolar.DOMAIN)
 
     def whole(self, value: _Value, shape: Sequence[Any]) -> _Value:
         """A value whose elements are all there."""
@@ -463,7 +466,7 @@ class _Graph:
             return ""
         if operator in ("Greater", "LessOrEqual"):
             x = self.node("Sub", [x, self._number(bipolar.LEAST, np.float32)])
-        return self._bipolar(x, self._number(high, np.float32))
+        return self._bipolar(x, high)
 
     # A method for each of the other primitives, by its name. They take the equation and the values
     # that it reads, and return the name of the result, or names of several.

@@ -1,5 +1,7 @@
 """QONNX models say what is binary, and answer as the networks do, in QONNX's own tools too."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,11 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import numpy_helper
+from onnx import helper
 
-from fda_jax import deploy, layers, models
+from fda_jax import data, deploy, layers, models
 from fda_jax.deploy import onnx_form, qonnx
 from fda_jax.layers import make_method
+from tests.conftest import REPOSITORY
 from tests.deploy.test_freezing import (
     MEAN,
     METHODS_OF_A_BIT,
@@ -103,6 +106,9 @@ def test_tools_of_qonnx_run_it_and_count_the_same(model, key):
     theirs = cleanup_model(theirs, override_inpsize=(1, *shape)).transform(InferDataTypes())
     (images,), (answers,) = theirs.graph.input, theirs.graph.output
     assert str(theirs.get_tensor_datatype(images.name)) == "UINT8"
+    # hls4ml asks for the shape of every array.
+    shaped = {described.name for described in theirs.graph.value_info}
+    assert shaped >= {tensor.name for tensor in theirs.graph.initializer}
     for image in pictures(shape, key, 2):
         given = {images.name: image[None].astype(np.float32)}
         answer = execute_onnx(theirs, given)[answers.name]
@@ -131,7 +137,7 @@ def test_signs_of_ones_own_are_seen_and_keep_their_sign_of_zero(signs, of_zero):
         return signs(images - 2.0)
 
     made = onnx_form.to_model(predict, {}, (4, 3), {}, qonnx=True)
-    assert {node.op_type for node in made.graph.node} <= {"Sub", "BipolarQuant"}
+    assert {node.op_type for node in made.graph.node} <= {"Sub", "Constant", "BipolarQuant"}
     images = np.random.default_rng(0).integers(0, 5, (2, 4, 3))
     answers = run(made, images)
     np.testing.assert_array_equal(answers, np.asarray(predict(None, images.astype(np.float32))))
@@ -190,8 +196,9 @@ def test_kernels_of_any_two_values_are_made_of_signs(geometry):
     wanted = predict(arrays, images.astype(np.float32))
     np.testing.assert_allclose(run(made, images), wanted, rtol=1e-6, atol=1e-3)
     (node,) = (node for node in made.graph.node if node.op_type == "BipolarQuant")
-    held = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
-    assert (node.input[0], held[node.input[1]]) == ("layer/signs", 1)
+    (of_scale,) = (each for each in made.graph.node if each.output[0] == node.input[1])
+    (scale,) = (helper.get_attribute_value(attribute) for attribute in of_scale.attribute)
+    assert (node.input[0], scale) == ("layer/signs", 1)
 
 
 def test_each_node_has_an_array_of_its_own_and_nothing_is_left_over(key):
@@ -204,3 +211,56 @@ def test_each_node_has_an_array_of_its_own_and_nothing_is_left_over(key):
     used = {name for node in made.graph.node for name in node.input} | {"logits"}
     assert used.issuperset(made_by)
     onnx.checker.check_model(made, full_check=True)
+
+
+class Sequence(nn.Module):
+    """Binary layers between a real one and another; half of all norms turn the sign round."""
+
+    border: int | None = None  # of convolutions, or None for a dense network
+
+    @nn.compact
+    def __call__(self, x, train=False, progress=None):
+        def norm(x):
+            turned = nn.initializers.constant(jnp.resize(jnp.array([1.0, -1.0]), x.shape[-1]))
+            return nn.BatchNorm(use_running_average=not train, scale_init=turned)(x)
+
+        if self.border is not None:
+            x = norm(nn.Conv(8, (3, 3))(x))
+            x = layers.BinaryConv(16, method="fda", padding=self.border)(x, train, progress)
+            x = norm(nn.max_pool(x, (2, 2), (2, 2)))
+        x = norm(nn.Dense(32)(x.reshape(x.shape[0], -1)))
+        for _ in range(2):
+            x = norm(layers.BinaryDense(32, method="fda")(x, train, progress))
+        return nn.Dense(10)(x)
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    """The two blocks of Python of docs/shipping.md's section on hls4ml, the first one run."""
+    pytest.importorskip("hls4ml", reason="pip install hls4ml==1.3.0")
+    text = (REPOSITORY / "docs" / "shipping.md").read_text()
+    blocks = re.findall(r"```python\n(import hls4ml.*?|from hls4ml.*?)```", text, re.DOTALL)
+    first, second = blocks
+    exec(first, made := {})
+    return made["to_hls"], second
+
+
+@pytest.mark.parametrize("border", [None, 0, 1])
+def test_hls4ml_makes_a_network_with_the_same_answers(border, recipes, key, tmp_path, monkeypatch):
+    # An oracle that is not ours.
+    to_hls, two_bits = recipes
+    if border:
+        from hls4ml.model.optimizer.passes import bipolar_quant_opt
+
+        for name in ("BinaryQuantizer", "XnorPrecisionType"):  # set back afterwards
+            monkeypatch.setattr(bipolar_quant_opt, name, getattr(bipolar_quant_opt, name))
+        exec(two_bits, {})
+    model = Sequence(border)
+    variables = trained(model, SHAPE, key)
+    onnx.save(converted(model, variables), tmp_path / "network.onnx")
+    images = data.load("digits", dir=tmp_path).test.images
+    network = to_hls(str(tmp_path / "network.onnx"), SHAPE, str(tmp_path / "hls"))
+    answers = network.predict(images.astype(np.float32))
+    wanted = logits(model, variables, images)
+    np.testing.assert_array_equal(answers.argmax(-1), wanted.argmax(-1))
+    np.testing.assert_allclose(answers, wanted, atol=1e-5 * np.abs(wanted).max())
