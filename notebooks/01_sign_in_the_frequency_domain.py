@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Sign in the frequency domain
 #
-# **Question.** Which frequencies of the sign function does a truncated Fourier series keep, which
-# do smooth approximations like tanh lose, and what does Theorem 1 of
+# **Question.** Which frequencies of the sign function does a truncated Fourier series keep? Which
+# do smooth approximations like tanh lose? And what does Theorem 1 of
 # [FDA-BNN](https://arxiv.org/abs/2103.00841) promise about the gradient that training uses?
 
 # %%
@@ -64,15 +64,15 @@ picture(figure)
 
 # %% [markdown]
 # *Figure 1. One period of the series and of its slope. At $|\omega t| = \pi$ the square wave jumps
-# back and the slope has a full negative peak: the period must be much wider than the numbers that
-# are binarised.*
+# back, and the slope has a full negative peak. So the period must be much wider than the range of
+# the numbers to be binarised.*
 #
 # ## Three approximations of the same quality
 #
 # The paper's Figure 1 compares the series with tanh (DSQ) and SignSwish (BNN+) in the frequency
 # domain. A fair comparison gives all three the same mean squared error, that of $N = 10$ terms, and
-# asks only *where in the spectrum* it lies. Both functions are made periodic like the square wave,
-# $f(T/2 - t) = f(t)$, and their steepness is found by bisection.
+# asks only *where in the spectrum* the error lies. Both functions are made periodic like the square
+# wave, $f(T/2 - t) = f(t)$. Bisection finds the steepness that gives them this error.
 
 # %%
 TERMS = 10
@@ -132,8 +132,8 @@ picture(figure)
 
 # %% [markdown]
 # *Figure 2. After Figure 1 of the paper: the functions, the amplitudes of their odd harmonics, and
-# the distance of these from the sign's. The three approximations have the same mean squared error;
-# the dotted line stands behind the last harmonic that the series keeps.*
+# the distance of these from the sign's. The three approximations have the same mean squared error.
+# The dotted line marks the last harmonic that the series keeps.*
 #
 # ## Theorem 1
 #
@@ -143,7 +143,7 @@ picture(figure)
 #   = 1 - \frac{8}{\pi^2}\sum_{i=0}^{N-1}\frac{1}{(2i+1)^2} \;\sim\; \frac{2}{\pi^2 N} \to 0 ,$$
 #
 # which is Theorem 1. It is a statement about $s_N$ in the mean. It bounds neither the largest error
-# nor the error of $s_N'$: the derivative multiplies harmonic $i$ by $i\omega$, so that *all* its
+# nor the error of $s_N'$. The derivative multiplies harmonic $i$ by $i\omega$, so *all* its
 # harmonics weigh the same, $4\omega/\pi$, and cutting them off is no small change.
 
 # %%

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Estimators side by side
 #
-# **Question.** Every estimator of the package puts the same sign into the forward pass. What does
-# each of them take the sign's derivative to be, and how much of a gradient does it let through?
+# **Question.** Nearly every estimator of the package puts the same sign into the forward pass. What
+# does each use as the sign's derivative, and how much of a gradient does it let through?
 
 # %%
 import functools
@@ -48,11 +48,11 @@ def over_training(function):
 #
 # $$\frac{\partial \ell}{\partial x} = \frac{\partial \ell}{\partial z} \cdot g(x, p),$$
 #
-# where $p \in [0, 1]$ is the finished share of training. Beside its slope $g$ each rule states its
-# *twin* $f$, the function whose true derivative $g$ is. (Two rules bend the forward pass too:
-# `sigmoid_sum` computes its twin until the last step, `periodic` the sign of a sine.) So one law
-# holds for all of them, away from the twin's kinks: the gradient through `binarize` is the
-# gradient through the twin, which automatic differentiation knows without the slope's formula.
+# where $p \in [0, 1]$ is the finished share of training. Beside its slope $g$, each rule states its
+# *twin* $f$, the function whose true derivative is $g$. (Two rules also change the forward pass:
+# `sigmoid_sum` computes its twin until the last step, and `periodic` the sign of a sine.) So one
+# law holds for all of them, away from the twin's kinks: the gradient through `binarize` is the
+# gradient through the twin, which automatic differentiation computes without the slope's formula.
 
 # %%
 x = jax.random.normal(jax.random.key(0), (20_000,))
@@ -75,7 +75,7 @@ Markdown(
 )
 
 # %% [markdown]
-# ## What they take the sign to be
+# ## The twins: what they use in place of the sign
 
 
 # %%
@@ -110,9 +110,9 @@ def draw(part, top):
 draw("twin", 2.0)
 
 # %% [markdown]
-# *Figure 1. The twins; the sign in grey. Some change during training; where one does not, its three
-# lines lie on one another. A twin need not stay within ±1: what counts is its slope. (`periodic`
-# has a period of 0.31 and an axis of its own.)*
+# *Figure 1. The twins, with the sign in grey. Some change during training; where one does not, its
+# three lines coincide. A twin need not stay within ±1: what counts is its slope. (`periodic` has a
+# period of 0.31 and its own axis.)*
 
 # %%
 draw("slope", 4.0)
@@ -123,10 +123,11 @@ draw("slope", 4.0)
 #
 # ## What they let through
 #
-# Behind a batch normalisation activations are about normal, $t \sim \mathcal{N}(0, 1)$. Two numbers
-# then say what a layer's slope does to a gradient: the *share of elements it reaches* at all (with
-# a slope above 1 %), and the *gain* $\sqrt{\mathbb{E}[g(t)^2]}$, the factor on the gradient's root
-# mean square. A network of $L$ layers without shortcuts multiplies $L$ of these gains.
+# After a batch normalisation, activations are about normal, $t \sim \mathcal{N}(0, 1)$. Two numbers
+# then say what a layer's slope does to a gradient. The *reach* is the share of elements with a
+# slope above 1 % in absolute value. The *gain* $\sqrt{\mathbb{E}[g(t)^2]}$ is the factor on the
+# gradient's root mean square. A network of $L$ layers without shortcuts multiplies $L$ of these
+# gains.
 
 # %%
 normal = jnp.asarray(jax.scipy.stats.norm.ppf((jnp.arange(200_000) + 0.5) / 200_000))

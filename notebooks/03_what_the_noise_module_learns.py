@@ -38,23 +38,24 @@ rule, noise = run.model.method.weight.estimator, run.model.method.weight.noise
 noise
 
 # %% [markdown]
-# ## What it is asked to do
+# ## What the module is asked to do
 #
 # The module is one hidden layer and a shortcut (Eq. 13), for activations over the channels of a
 # pixel, for weights over a flattened filter:
 #
 # $$\hat e(t) = \sigma(t W_1) W_2 + \eta(t), \qquad \eta(t) = a \sin t .$$
 #
-# In training a layer computes $z = \mathrm{sign}(t) + \alpha \hat e(t)$; backwards the sign
-# is replaced by the series, so the slope is $s_N'(t) + \alpha \hat e'(t)$. Here $\alpha$ falls
-# along half a cosine to 0, and $N$ grows from 10 to 19. If the module did what its name says,
-# $\alpha \hat e(t)$ would be $r(t)$ and $\alpha \hat e'(t)$ would be $r'(t) = -s_N'(t)$.
+# In training a layer computes $z = \mathrm{sign}(t) + \alpha \hat e(t)$. The backward pass replaces
+# the sign by the series, so the slope is $s_N'(t) + \alpha \hat e'(t)$. Here $\alpha$ falls along
+# half a cosine to 0, and $N$ grows from 10 to 19. If the module did what its name says,
+# $\alpha \hat e(t)$ would be $r(t)$, and $\alpha \hat e'(t)$ would be $r'(t) = -s_N'(t)$ for
+# $t \ne 0$.
 #
-# One thing should make us wary: the loss sees $\mathrm{sign} + \alpha \hat e$, and never
-# $s_N + \alpha \hat e$. No term of it gets smaller when $\hat e$ comes nearer to $r$.
+# One thing should make us wary. The loss sees $\mathrm{sign} + \alpha \hat e$, and never
+# $s_N + \alpha \hat e$. No term of the loss gets smaller when $\hat e$ comes nearer to $r$.
 #
-# To look, we send the test images through the network of any epoch in training mode, and write down
-# the input and the matrices of every module.
+# To look, we send the test images through the network of any epoch in training mode, and record the
+# input and the matrices of every module.
 
 # %%
 model = run.model.clone(axis_name=None)
@@ -114,10 +115,10 @@ epochs = {"random start": history[0], "half-way": middle, "end": history[-1]}
 inside = {name: look(epoch) for name, epoch in epochs.items()}
 
 # %% [markdown]
-# ## What it says
+# ## What the module adds
 #
-# By Eq. 14 what is added, $\alpha \hat e(t)$, should be what is missing, $r(t)$. Half-way through
-# training, where $\alpha$ has half its strength, they look like this.
+# By Eq. 14, what is added, $\alpha \hat e(t)$, should be what is missing, $r(t)$. Half-way through
+# training, where $\alpha$ has half its strength, they look like this:
 
 # %%
 BLACK, BLUE, ORANGE, GREEN = COLOURS[6], COLOURS[0], COLOURS[1], COLOURS[2]
@@ -165,7 +166,7 @@ draw(1, module_slope, ("left out: r'(t), t ≠ 0", "added: derivative of α e(t)
 # *Figure 2. The derivatives. Away from 0 the sign is flat and the series is not, so $r'$ is
 # negative; the modules add a little to the slope instead.*
 #
-# ## Can it at all?
+# ## Could the module learn it at all?
 #
 # Perhaps $\hat e$ is right up to its strength. So we allow any $c \ge 0$ in place of $\alpha$ and
 # ask which share of $r$ the best one explains,
@@ -173,10 +174,10 @@ draw(1, module_slope, ("left out: r'(t), t ≠ 0", "added: derivative of α e(t)
 # $$1 - \min_{c \ge 0} \frac{\|r - c\,\hat e\|^2}{\|r\|^2}
 #   = \frac{\max(\langle \hat e, r \rangle, 0)^2}{\|\hat e\|^2\,\|r\|^2} .$$
 #
-# Or perhaps a hidden layer $k = 64$ times narrower than $t$ is too small. So we take the modules
-# of the random start and let them minimise $\|\hat e(t) - r(t)\|^2$ on the very same inputs: what
-# they reach is what a better objective could have got out of them. The last candidate is the
-# shortcut without the hidden layer.
+# Or perhaps a hidden layer $k = 64$ times narrower than $t$ is too small. So we take the modules of
+# the random start and let them minimise $\|\hat e(t) - r(t)\|^2$ on the same inputs. This shows
+# what a better objective could have got out of them. The last candidate is the shortcut without the
+# hidden layer.
 
 # %%
 STEPS, VECTORS = 1000, 1000

@@ -11,8 +11,8 @@
 # %% [markdown]
 # # A network of single bits
 #
-# **Question.** What does a trained network of 1-bit weights look like, and what do the real latent
-# weights mean of which training keeps only the signs?
+# **Question.** What does a trained network of 1-bit weights look like? And what do the real latent
+# weights mean, of which the trained network keeps only the signs?
 
 # %%
 import itertools
@@ -40,10 +40,11 @@ TILES = "Greys_r"  # black -1, white +1
 # %% [markdown]
 # ## Training
 #
-# 1,797 handwritten digits of 8 × 8 pixels; a small ResNet with four binary 3 × 3 convolutions, its
-# first and last layer real. Training moves real *latent* weights $w$; every forward pass uses
-# $\mathrm{sign}(w)$ times one number for the layer. The only change that inference can see is
-# a *flip*, a latent weight that crosses 0.
+# The data are 1,797 handwritten digits of 8 × 8 pixels. The network is a small ResNet with four
+# binary 3 × 3 convolutions; its first and last layers are real. Training moves real *latent*
+# weights $w$. Every forward pass uses $\mathrm{sign}(w)$ times one number for the layer. Apart from
+# that number, inference sees a change of a weight only when it *flips*: when the latent weight
+# crosses 0.
 
 # %%
 signs = [
@@ -74,7 +75,7 @@ picture(figure)
 #
 # ## The bits
 #
-# What inference multiplies with can be asked for: layers sow their effective weights.
+# Layers sow their effective weights, the numbers that inference multiplies with.
 
 # %%
 images = run.preprocessing.evaluate(run.dataset.test.images)
@@ -125,8 +126,9 @@ picture(figure)
 #
 # ## Which patterns?
 #
-# Nine bits make $2^9 = 512$ patterns. A random layer uses them all alike, up to chance; here is how
-# often all binary filters of the network use each, before and after training.
+# Nine bits make $2^9 = 512$ patterns. Up to chance, a random layer uses all of them equally often.
+# The figure shows how often the network's binary filters use each pattern, before and after
+# training.
 
 
 # %%
@@ -168,10 +170,10 @@ picture(figure)
 #
 # ## Do latent magnitudes matter?
 #
-# Inference keeps $\mathrm{sign}(w)$ and forgets $|w|$ (but for the layer's mean). If $|w|$
-# were only how far a weight happens to have drifted, it would not matter *which* weights we flip.
-# So flip a share of each layer's weights in the trained network: those of smallest $|w|$, random
-# ones, or those of largest $|w|$.
+# Inference keeps $\mathrm{sign}(w)$ and forgets $|w|$, except for the layer's mean. If $|w|$ only
+# showed how far a weight happens to have drifted, it would not matter *which* weights we flip. So
+# we flip a share of each layer's weights in the trained network: those with the smallest $|w|$,
+# random ones, or those with the largest $|w|$.
 
 
 # %%

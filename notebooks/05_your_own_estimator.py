@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Your own estimator
 #
-# **Question.** How much code is a new way to differentiate the sign, until it trains a network by
-# the same code as the methods of the papers?
+# **Question.** How much code does a new way to differentiate the sign need before it trains a
+# network with the same code as the methods of the papers?
 
 # %%
 import dataclasses
@@ -33,15 +33,15 @@ from digits_resnet import get_config
 # %% [markdown]
 # ## A rule and a row
 #
-# We take the sign for an arctangent that steepens, a surrogate known from spiking networks
-# ([Fang et al. 2021](https://arxiv.org/abs/2007.05785)):
+# In the backward pass we replace the sign by an arctangent that steepens, a surrogate known from
+# spiking networks ([Fang et al. 2021](https://arxiv.org/abs/2007.05785)):
 #
 # $$f(x) = \frac{2}{\pi}\arctan\!\Big(\frac{\pi}{2} k x\Big), \qquad
 #   g(x) = f'(x) = \frac{k}{1 + (\frac{\pi}{2} k x)^2}, \qquad k = 1 + p\,(k_\text{end} - 1).$$
 #
-# Unlike a window its tails never end, so no weight is lost for good. A *rule* states slope and
-# twin; it is frozen, so that compiled functions can be told apart by it. A *row* says what the rule
-# is used on: here weights with one scale a layer, and activations.
+# Unlike a window, its tails never end, so no weight is lost for good. A *rule* states a slope and
+# its twin. It is a frozen dataclass, so JAX can tell compiled functions apart by it. A *row* says
+# what the rule is used on: here weights with one scale for each layer, and activations.
 
 
 # %%
@@ -70,9 +70,9 @@ def arctangent(*, scale="layer", steepness_end=3.0):
 # %% [markdown]
 # ## The law
 #
-# That is all. Before it trains we check the one law that every rule of the package must obey: the
+# That is all. Before training, we check the one law that every rule of the package must obey: the
 # gradient through `binarize` is the gradient through the twin, which automatic differentiation
-# derives by itself. The same slope without its factor $\pi/2$, an easy slip, shows that the law
+# derives by itself. The same slope without its factor $\pi/2$, an easy slip, shows that the check
 # can fail.
 
 # %%
@@ -122,9 +122,10 @@ picture(figure)
 #
 # ## Training
 #
-# `experiment.build` takes a finished method in place of the configuration's own. Everything behind
-# it is the code that trains the built-in methods: the network, the optimizer, the compiled step,
-# evaluation by pure 1-bit inference. Same seed, same initial weights, same order of the images.
+# `experiment.build` takes a finished method in place of the configuration's own. The rest is the
+# code that trains the built-in methods: the network, the optimizer, the compiled step, and
+# evaluation with pure 1-bit inference. Both runs have the same seed, initial weights and order of
+# the images.
 
 
 # %%
