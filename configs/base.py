@@ -106,7 +106,8 @@ def get_config(arg: str = "") -> ConfigDict:
         }
     )
     # What a step does inside the network, see docs/diagnostics.md; changes no result. A look costs
-    # seven training steps, two without probes (benchmarks/diagnostics_cost.py, resnet_digits).
+    # seven to eight training steps, two without probes (benchmarks/diagnostics_cost.py on
+    # resnet_digits).
     config.diagnostics = ConfigDict(
         {
             "every_steps": 0,  # 1 looks at each step, 100 at every hundredth; 0 for off
