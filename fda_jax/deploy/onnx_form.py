@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -91,11 +91,26 @@ class _Value:
       shape: 1 where the variable's is more if all elements along it are equal.
       name: of the graph's tensor; "" where the elements are known.
       array: the elements where they are known.
+      order: axis i is axis order[i] of the tensor; None for axis i.
     """
 
     shape: tuple[Any, ...]
     name: str = ""
     array: np.ndarray | None = None
+    order: tuple[int, ...] | None = None
+
+    def place(self, axis: int) -> int:
+        """Where the tensor has an axis."""
+        return axis if self.order is None else self.order[axis]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """Windows of an array: sizes, strides and borders (before, behind) along each axis."""
+
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
 
 
 def to_model(
@@ -198,6 +213,7 @@ class _Graph:
         self._signs = {id(array): array for array in signs or ()}
         self._helper, self._numpy_helper, self._batch = helper, numpy_helper, batch
         self._constants: dict[Any, str] = {}
+        self._transposed: dict[Any, str] = {}
         self._count = 0
         self._stack: list[str] = []  # names of the layers and calls that are being translated
 
@@ -261,8 +277,14 @@ class _Graph:
     def name_of(self, value: _Value) -> str:
         """The name of a value's tensor; one that is known becomes an array of the graph's."""
         array = value.array
-        if array is None:
+        if array is None and value.order is None:
             return value.name
+        if array is None:
+            turned = value.name, value.order
+            if turned not in self._transposed:
+                perm = list(cast(Any, value.order))
+                self._transposed[turned] = self.node("Transpose", [value.name], perm=perm)
+            return self._transposed[turned]
         key = (array.tobytes(), array.shape, array.dtype.str)
         # Compilers of QONNX want an array of its own for each node.
         if self._is_qonnx or key not in self._constants:
@@ -337,9 +359,11 @@ class _Graph:
         name, params = equation.primitive.name, equation.params
         if name in _CALLS:
             inner = params.get("jaxpr", params.get("call_jaxpr"))
-            return self.translate(
-                getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), inputs
-            )
+            inner, consts = getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
+            windows = _windows(inner)
+            if windows is None or inputs[0].array is not None:
+                return self.translate(inner, consts, inputs)
+            return [self._pooled("MaxPool", equation, windows, inputs[0])]
         if name in _IDENTITIES:
             return list(inputs)
         if name == "select_n" and inputs[0].array is not None and inputs[0].array.size == 1:
@@ -352,8 +376,7 @@ class _Graph:
             if arrays is not None:
                 arrays = np.broadcast_arrays(*arrays)
                 return [_known(np.asarray(equation.primitive.bind(*arrays, **params)))]
-            shape = _joined([value.shape for value in inputs])
-            return [_Value(shape, self._local(equation, inputs))]
+            return [self._local(equation, inputs)]
         # The others see every element of what they take.
         inputs = [
             self.whole(value, variable.aval.shape)
@@ -368,6 +391,8 @@ class _Graph:
         if translation is None:
             raise self._refusal(f"computes with {name}, which has no ONNX form here")
         made = translation(equation, *inputs)
+        if isinstance(made, _Value):
+            return [made]
         names = [made] if isinstance(made, str) else made
         return [_Value(tuple(shape), each) for each, shape in zip(names, shapes, strict=True)]
 
@@ -392,10 +417,16 @@ class _Graph:
         target = self._numbers(sizes) if sizes.count(-1) < 2 else self._sizes(shape)
         return _Value(tuple(shape), self.node("Reshape", [self.name_of(value), target]))
 
-    def _local(self, equation: Any, inputs: Sequence[_Value]) -> str:
-        """What is made element by element; the name of its tensor."""
-        name, params = equation.primitive.name, equation.params
-        dtype = equation.invars[0].aval.dtype
+    def _local(self, equation: Any, inputs: Sequence[_Value]) -> _Value:
+        """What is made element by element, with its axes in the tensor as an operand has them."""
+        order = next((value.order for value in inputs if value.order), None)
+        if order is not None:
+            rank, there = len(order), np.argsort(order).tolist()
+            inputs = [
+                self._turned(self._shaped(v, (1,) * (rank - len(v.shape)) + v.shape), there)
+                for v in inputs
+            ]
+        shape = _joined([value.shape for value in inputs])
         # Another operand has all axes.
         inputs = [
             self._shaped(value, _without_first_ones(value.shape))
@@ -403,6 +434,13 @@ class _Graph:
             else value
             for value in inputs
         ]
+        made = _Value(shape, self._element(equation, inputs))
+        return made if order is None else self._turned(made, order)
+
+    def _element(self, equation: Any, inputs: Sequence[_Value]) -> str:
+        """The name of a tensor of which each element is made of those at its place."""
+        name, params = equation.primitive.name, equation.params
+        dtype = equation.invars[0].aval.dtype
         names = [self.name_of(value) for value in inputs]
         match name:
             case "cbrt":
@@ -441,14 +479,42 @@ class _Graph:
                 if dtype != np.bool_ or len(names) != 3:
                     raise self._refusal(f"selects by {dtype}, and ONNX by a truth value alone")
                 signs = self._signs_of(*inputs) if self._is_qonnx else ""
-                return signs or self.node("Where", [names[0], names[2], names[1]])
+                return signs or self._bent(*names) or self.node("Where", [names[0], *names[:0:-1]])
             case "shift_right_logical":
                 return self.node("BitShift", names, direction="RIGHT")
             case "square":
                 return self.node("Mul", [*names, *names])
         if name in _LOGICAL:
             return self.node(_LOGICAL[name][dtype != np.bool_], names)
+        if name == "max" and 0.0 in map(self._number_in, names):
+            return self.node("Relu", [each for each in names if self._number_in(each) != 0.0])
         return self.node(_ELEMENTWISE[name], names)
+
+    def _number_in(self, name: str) -> float | None:
+        """The real number that a tensor is, if it is known."""
+        array = self._arrays.get(name)
+        return cast(np.ndarray, array).item() if _is_real_number(array) else None
+
+    def _bent(self, condition: str, no: str, yes: str) -> str:
+        """The name of a function of two or three straight parts, if the choice between two values
+        is one that ONNX has an operator for; or else ""."""
+        operator, (x, *to) = self._made.get(condition, ("", ["", ""]))
+        level = self._number_in(to[0]) if operator in _COMPARISONS else None
+        if level is None:
+            return ""
+        above = operator.startswith("Greater")
+        inner, inputs = self._made.get(no, ("", []))
+        if above and level == 0 and yes == x and inner == "Mul" and x in inputs:
+            slope = inputs[1 - inputs.index(x)]
+            return self.node("PRelu", [x, slope]) if slope in self._arrays else ""
+        if self._number_in(yes) != level:
+            return ""
+        if no == x:
+            return self.node("Min" if above else "Max", [x, yes])
+        least = self._number_in(inputs[1]) if inner == "Max" and inputs[0] == x else None
+        if above and least is not None and least <= level:
+            return self.node("Clip", [x, inputs[1], yes])
+        return ""
 
     def _signs_of(self, condition: _Value, no: _Value, yes: _Value) -> str:
         """The name of signs, as QONNX has them, if the choice between two values is one of signs;
@@ -483,7 +549,7 @@ class _Graph:
         axis = equation.params["dimension"]
         return self.node("Concat", [self.name_of(value) for value in inputs], axis=axis)
 
-    def _of_conv_general_dilated(self, equation: Any, images: _Value, kernel: _Value) -> str:
+    def _of_conv_general_dilated(self, equation: Any, images: _Value, kernel: _Value) -> _Value:
         params = equation.params
         numbers = params["dimension_numbers"]
         low, high = zip(*params["padding"], strict=True)
@@ -492,14 +558,14 @@ class _Graph:
         kernel = self._turned(kernel, numbers.rhs_spec)
         made = self.node(
             "Conv",
-            [self._permuted(self.name_of(images), numbers.lhs_spec), self.name_of(kernel)],
+            [self.name_of(self._turned(images, numbers.lhs_spec)), self.name_of(kernel)],
             kernel_shape=list(kernel.shape[2:]),
             strides=list(params["window_strides"]),
             pads=[*low, *high],
             dilations=list(params["rhs_dilation"]),
             group=params["feature_group_count"],
         )
-        return self._permuted(made, np.argsort(numbers.out_spec).tolist())
+        return self._laid(equation, made, np.argsort(numbers.out_spec).tolist())
 
     def _of_cumsum(self, equation: Any, value: _Value) -> str:
         axis = self._number(equation.params["axis"], np.int64)
@@ -523,7 +589,7 @@ class _Graph:
         made = _Value((*a.shape[:-1], b.shape[-1]), product)
         return self.name_of(self._shaped(made, equation.outvars[0].aval.shape))
 
-    def _of_dynamic_slice(self, equation: Any, value: _Value, *starts: _Value) -> str:
+    def _of_dynamic_slice(self, equation: Any, value: _Value, *starts: _Value) -> _Value:
         sizes, inside = equation.params["slice_sizes"], {}
         for axis, (start, dim, size) in enumerate(zip(starts, value.shape, sizes, strict=True)):
             if dim == size:
@@ -536,7 +602,7 @@ class _Graph:
             inside[axis] = min(max(int(start.array), 0), dim - size)
         return self._window(value, inside, sizes)
 
-    def _of_gather(self, equation: Any, value: _Value, indices: _Value) -> str:
+    def _of_gather(self, equation: Any, value: _Value, indices: _Value) -> _Value:
         numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
         axes, places = numbers.start_index_map, indices.array
         if places is None or numbers.operand_batching_dims:
@@ -549,9 +615,8 @@ class _Graph:
             if along.min() < 0 or along.max() > dim - sizes[axis]:
                 raise self._refusal(f"picks elements {along.min()} to {along.max()} of {dim}")
         if places.ndim == 1:
-            window = self._window(value, dict(zip(axes, places.tolist(), strict=True)), sizes)
-            cut = _Value(tuple(sizes), window)
-            return self.name_of(self._shaped(cut, equation.outvars[0].aval.shape))
+            cut = self._window(value, dict(zip(axes, places.tolist(), strict=True)), sizes)
+            return self._shaped(cut, equation.outvars[0].aval.shape)
         (axis, *others), places = axes, places[..., 0]
         whole = (*value.shape[:axis], sizes[axis], *value.shape[axis + 1 :])
         if others or tuple(sizes) != whole:
@@ -563,7 +628,7 @@ class _Graph:
         rank = len(equation.outvars[0].aval.shape)
         kept, added = iter([i for i in range(rank) if i not in new]), iter(new)
         order = [next(kept if i in numbers.offset_dims else added) for i in range(rank)]
-        return self._permuted(picked, order)
+        return self._laid(equation, picked, order)
 
     def _grouped(self, value: _Value, kept: Sequence[int], *groups: Sequence[int]) -> _Value:
         """A value with some of its axes first, and behind them one for each group of the others."""
@@ -571,62 +636,66 @@ class _Graph:
         sizes = [math.prod(value.shape[i] for i in group) for group in groups]
         return self._shaped(turned, (*turned.shape[: len(kept)], *sizes))
 
-    def _of_pad(self, equation: Any, value: _Value, filling: _Value) -> str:
+    def _of_pad(self, equation: Any, value: _Value, filling: _Value) -> _Value:
         low, high, between = zip(*equation.params["padding_config"], strict=True)
         if any(between):
             raise self._refusal("pads between elements, which ONNX does not")
         if not any((*low, *high)):
-            return self.name_of(value)
-        pads = self._numbers([*low, *high])
-        return self.node("Pad", [self.name_of(value), pads, self.name_of(filling)])
+            return value
+        name, axes = self._tensor(value)
+        there = np.argsort(axes)
+        pads = self._numbers([*np.take(low, there), *np.take(high, there)])
+        made = self.node("Pad", [name, pads, self.name_of(filling)])
+        return self._laid(equation, made, axes)
 
-    def _reduce(self, operator: str, equation: Any, value: _Value) -> str:
-        axes, dtype = self._numbers(equation.params["axes"]), equation.invars[0].aval.dtype
-        name = self.name_of(value)
-        if dtype != np.bool_:
-            return self.node(operator, [name, axes], keepdims=0)
-        number = self._cast(name, dtype, np.int32)
-        return self._cast(self.node(operator, [number, axes], keepdims=0), np.int32, dtype)
+    def _reduce(self, operator: str, equation: Any, value: _Value) -> _Value:
+        reduced, dtype = equation.params["axes"], equation.invars[0].aval.dtype
+        name, axes = self._tensor(value)
+        along = self._numbers([axes[axis] for axis in reduced])
+        number = np.int32 if dtype == np.bool_ else dtype
+        made = self.node(operator, [self._cast(name, dtype, number), along], keepdims=0)
+        made = self._cast(made, number, dtype)
+        left = [place for axis, place in enumerate(axes) if axis not in reduced]
+        return self._laid(equation, made, np.argsort(np.argsort(left)).tolist())
 
-    def _of_reduce_and(self, equation: Any, value: _Value) -> str:
+    def _of_reduce_and(self, equation: Any, value: _Value) -> _Value:
         return self._reduce("ReduceMin", equation, value)
 
-    def _of_reduce_max(self, equation: Any, value: _Value) -> str:
+    def _of_reduce_max(self, equation: Any, value: _Value) -> _Value:
         return self._reduce("ReduceMax", equation, value)
 
-    def _of_reduce_min(self, equation: Any, value: _Value) -> str:
+    def _of_reduce_min(self, equation: Any, value: _Value) -> _Value:
         return self._reduce("ReduceMin", equation, value)
 
-    def _of_reduce_or(self, equation: Any, value: _Value) -> str:
+    def _of_reduce_or(self, equation: Any, value: _Value) -> _Value:
         return self._reduce("ReduceMax", equation, value)
 
-    def _of_reduce_prod(self, equation: Any, value: _Value) -> str:
+    def _of_reduce_prod(self, equation: Any, value: _Value) -> _Value:
         return self._reduce("ReduceProd", equation, value)
 
-    def _of_reduce_sum(self, equation: Any, value: _Value) -> str:
+    def _of_reduce_sum(self, equation: Any, value: _Value) -> _Value:
         return self._reduce("ReduceSum", equation, value)
 
-    def _of_reduce_window_max(self, equation: Any, value: _Value) -> str:
-        return self._largest(equation.params, self.name_of(value))
+    def _of_reduce_window_max(self, equation: Any, value: _Value) -> _Value:
+        dilations = list(equation.params["window_dilation"][1:-1])
+        return self._reduced("MaxPool", equation, value, dilations=dilations)
 
-    def _of_reduce_window_min(self, equation: Any, value: _Value) -> str:
-        negative = self.node("Neg", [self.name_of(value)])
-        return self.node("Neg", [self._largest(equation.params, negative)])
+    def _of_reduce_window_min(self, equation: Any, value: _Value) -> _Value:
+        negative = dataclasses.replace(value, name=self.node("Neg", [self._tensor(value)[0]]))
+        largest = self._of_reduce_window_max(equation, negative)
+        return dataclasses.replace(largest, name=self.node("Neg", [largest.name]))
 
-    def _largest(self, params: Any, name: str) -> str:
-        dilations = list(params["window_dilation"][1:-1])
-        return self._pooled("MaxPool", params, name, dilations=dilations)
-
-    def _of_reduce_window_sum(self, equation: Any, value: _Value) -> str:
+    def _of_reduce_window_sum(self, equation: Any, value: _Value) -> _Value:
         params = equation.params
         if set(params["window_dilation"]) != {1}:
             raise self._refusal("adds up windows with gaps")
-        mean = self._pooled("AveragePool", params, self.name_of(value), count_include_pad=1)
+        mean = self._reduced("AveragePool", equation, value, count_include_pad=1)
         count = self._number(math.prod(params["window_dimensions"]), equation.invars[0].aval.dtype)
-        return self.node("Mul", [mean, count])
+        return dataclasses.replace(mean, name=self.node("Mul", [mean.name, count]))
 
-    def _pooled(self, operator: str, params: Any, name: str, **attributes: Any) -> str:
+    def _reduced(self, operator: str, equation: Any, value: _Value, **attributes: Any) -> _Value:
         """A reduction of windows over the axes between the first one and the last."""
+        params = equation.params
         window, strides = params["window_dimensions"], params["window_strides"]
         low, high = zip(*params["padding"], strict=True)
         if len(window) < 3 or {window[0], window[-1], strides[0], strides[-1]} != {1}:
@@ -635,27 +704,36 @@ class _Graph:
             raise self._refusal("reduces windows that may lie outside of the images")
         if set(params["base_dilation"]) != {1}:
             raise self._refusal("reduces windows of dilated images")
-        inner, rank = slice(1, -1), len(window)
+        windows = _Windows(window, strides, params["padding"])
+        return self._pooled(operator, equation, windows, value, **attributes)
+
+    def _pooled(
+        self, operator: str, equation: Any, windows: _Windows, value: _Value, **attributes: Any
+    ) -> _Value:
+        low, high = zip(*windows.padding, strict=True)
+        inner, rank = slice(1, -1), len(low)
+        images = self._turned(value, [0, rank - 1, *range(1, rank - 1)])
         made = self.node(
             operator,
-            [self._permuted(name, [0, rank - 1, *range(1, rank - 1)])],
-            kernel_shape=list(window[inner]),
-            strides=list(strides[inner]),
+            [self.name_of(images)],
+            kernel_shape=list(windows.sizes[inner]),
+            strides=list(windows.strides[inner]),
             pads=[*low[inner], *high[inner]],
             **attributes,
         )
-        return self._permuted(made, [0, *range(2, rank), 1])
+        return self._laid(equation, made, [0, *range(2, rank), 1])
 
-    def _of_reshape(self, equation: Any, value: _Value) -> str:
-        return self.name_of(self._shaped(value, equation.outvars[0].aval.shape))
+    def _of_reshape(self, equation: Any, value: _Value) -> _Value:
+        return self._shaped(value, equation.outvars[0].aval.shape)
 
     _of_squeeze = _of_reshape
 
-    def _of_rev(self, equation: Any, value: _Value) -> str:
+    def _of_rev(self, equation: Any, value: _Value) -> _Value:
         axes = equation.params["dimensions"]
-        return self._cut(value, axes, [-1] * len(axes), [-_END] * len(axes), [-1] * len(axes))
+        ends = [-1] * len(axes), [-_END] * len(axes), [-1] * len(axes)
+        return self._cut(value, value.shape, axes, *ends)
 
-    def _of_slice(self, equation: Any, value: _Value) -> str:
+    def _of_slice(self, equation: Any, value: _Value) -> _Value:
         params = equation.params
         strides = params["strides"] or [1] * len(value.shape)
         parts = zip(
@@ -666,20 +744,25 @@ class _Graph:
             for axis, (dim, start, limit, stride) in enumerate(parts)
             if (start, limit, stride) != (0, dim, 1)
         ]
-        return self._cut(value, *zip(*cuts, strict=True)) if cuts else self.name_of(value)
+        shape = equation.outvars[0].aval.shape
+        return self._cut(value, shape, *zip(*cuts, strict=True)) if cuts else value
 
-    def _window(self, value: _Value, starts: Mapping[int, int], sizes: Sequence[Any]) -> str:
+    def _window(self, value: _Value, starts: Mapping[int, int], sizes: Sequence[Any]) -> _Value:
         """The elements from some places on along some axes, and from the first on along others."""
         cuts = [
             (axis, starts.get(axis, 0), starts.get(axis, 0) + size, 1)
             for axis, (dim, size) in enumerate(zip(value.shape, sizes, strict=True))
             if size != dim
         ]
-        return self._cut(value, *zip(*cuts, strict=True)) if cuts else self.name_of(value)
+        return self._cut(value, sizes, *zip(*cuts, strict=True)) if cuts else value
 
-    def _cut(self, value: _Value, axes: Any, starts: Any, ends: Any, steps: Any) -> str:
-        where = [self._numbers(numbers) for numbers in (starts, ends, axes, steps)]
-        return self.node("Slice", [self.name_of(value), *where])
+    def _cut(
+        self, value: _Value, shape: Sequence[Any], axes: Any, starts: Any, ends: Any, steps: Any
+    ) -> _Value:
+        name, places = self._tensor(value)
+        numbers = starts, ends, [places[axis] for axis in axes], steps
+        made = self.node("Slice", [name, *map(self._numbers, numbers)])
+        return _Value(tuple(shape), made, order=value.order)
 
     def _of_split(self, equation: Any, value: _Value) -> list[str]:
         params = equation.params
@@ -697,8 +780,8 @@ class _Graph:
     def _of_tile(self, equation: Any, value: _Value) -> str:
         return self.node("Tile", [self.name_of(value), self._numbers(equation.params["reps"])])
 
-    def _of_transpose(self, equation: Any, value: _Value) -> str:
-        return self._permuted(self.name_of(value), equation.params["permutation"])
+    def _of_transpose(self, equation: Any, value: _Value) -> _Value:
+        return self._turned(value, equation.params["permutation"])
 
     def _of_unstack(self, equation: Any, value: _Value) -> list[str]:
         axis = equation.params["axis"]
@@ -711,7 +794,7 @@ class _Graph:
         array = value.array
         if array is None:
             shape = tuple(value.shape[i] for i in order)
-            return _Value(shape, self._permuted(value.name, order))
+            return self._ordered(shape, value.name, map(value.place, order))
         turned = array.transpose(order)
         if id(array) in self._names:
             self.call(turned, self._names.pop(id(array))[1])
@@ -719,10 +802,57 @@ class _Graph:
             self._signs[id(turned)] = turned
         return _known(turned)
 
-    def _permuted(self, name: str, order: Sequence[int]) -> str:
-        if list(order) == list(range(len(order))):
-            return name
-        return self.node("Transpose", [name], perm=list(order))
+    def _tensor(self, value: _Value) -> tuple[str, list[int]]:
+        """The name of a value's tensor, and where that has the value's axes."""
+        name = self.name_of(value) if value.order is None else value.name
+        return name, [value.place(axis) for axis in range(len(value.shape))]
+
+    def _laid(self, equation: Any, name: str, order: Sequence[int]) -> _Value:
+        """An equation's result, whose axis i is axis order[i] of a tensor."""
+        return self._ordered(equation.outvars[0].aval.shape, name, order)
+
+    def _ordered(self, shape: Sequence[Any], name: str, order: Iterable[int]) -> _Value:
+        """A value whose axis i is axis order[i] of a tensor."""
+        places = tuple(order)
+        if places == tuple(range(len(places))):
+            return _Value(tuple(shape), name)
+        value = _Value(tuple(shape), name, order=places)
+        # Nothing is moved before an operator asks for it, and mostly none does. Some of
+        # QONNX's tools expect channels last wherever numbers of channels are added or multiplied.
+        return _Value(value.shape, self.name_of(value)) if self._is_qonnx else value
+
+
+def _windows(jaxpr: Any) -> _Windows | None:
+    """The windows whose largest values a program takes, as `ops.max_pool` does; None for others."""
+    equations, names = list(jaxpr.eqns), [each.primitive.name for each in jaxpr.eqns]
+    if names.count("slice") < 2 or len(jaxpr.invars) != 1 or len(jaxpr.outvars) != 1:
+        return None
+    (source,) = jaxpr.invars
+    padding = ((0, 0, 0),) * len(source.aval.shape)
+    if names[0] == "pad":
+        pad = equations.pop(0)
+        filling, padding = pad.invars[1], pad.params["padding_config"]
+        if pad.invars[0] is not source or not isinstance(filling, jex.Literal):
+            return None
+        if filling.val != -np.inf or any(between for *_, between in padding):
+            return None
+        (source,) = pad.outvars
+    shifts = [each for each in equations if each.primitive.name == "slice"]
+    largest = [each for each in equations if each.primitive.name == "max"]
+    # Of n slices n - 1 maxima take each, and each other, once.
+    taken = [variable for each in largest for variable in each.invars]
+    made = [variable for each in (*shifts, *largest) for variable in each.outvars]
+    if len(shifts) + len(largest) != len(equations) or made[-1:] != jaxpr.outvars:
+        return None
+    if len(taken) != len(made) - 1 or set(map(id, taken)) != set(map(id, made[:-1])):
+        return None
+    starts = sorted(each.params["start_indices"] for each in shifts)
+    sizes = tuple(last + 1 for last in map(max, zip(*starts, strict=True)))
+    strides = {each.params["strides"] for each in shifts}
+    same_source = all(each.invars[0] is source for each in shifts)
+    if not same_source or len(strides) != 1 or starts != list(np.ndindex(sizes)):
+        return None
+    return _Windows(sizes, strides.pop(), tuple((low, high) for low, high, _ in padding))
 
 
 # Those by which signs are told.

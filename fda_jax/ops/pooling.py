@@ -28,9 +28,9 @@ class _Windows(NamedTuple):
 
     def places(self, x: jax.Array) -> list[jax.Array]:
         """The first pixels of all windows, then the second ones, ..., row by row."""
-        border = (self.padding, self.padding)
         if self.padding:
-            x = jnp.pad(x, ((0, 0), border, border, (0, 0)), constant_values=-jnp.inf)
+            border, none = (self.padding, self.padding, 0), (0, 0, 0)
+            x = jax.lax.pad(x, np.asarray(-np.inf, x.dtype), (none, border, border, none))
         height, width = (self.stride * (count - 1) + 1 for count in self.counts())
         batch, *_, channels = x.shape
         return [

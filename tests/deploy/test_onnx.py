@@ -1,5 +1,6 @@
 """Networks as ONNX models answer in another runtime as JAX has them answer."""
 
+import collections
 import json
 import sys
 
@@ -13,7 +14,7 @@ import pytest
 from jax import lax
 from onnx import numpy_helper
 
-from fda_jax import deploy, models
+from fda_jax import deploy, models, ops
 from fda_jax.deploy import onnx_form
 from fda_jax.layers import make_method
 from tests.deploy.test_freezing import (
@@ -126,6 +127,14 @@ def test_weights_that_are_not_finite_are_refused(key):
         converted(model, variables, SHAPE)
 
 
+def convolved(x):
+    """(batch, 4, 3) numbers as images of a channel, seen by two filters."""
+    kernel = np.random.default_rng(1).standard_normal((3, 3, 1, 2)).astype(np.float32)
+    return lax.conv_general_dilated(
+        x[..., None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
 CONSTANT = np.arange(6, dtype=np.float32).reshape(3, 2)
 # Parts of programs that networks may be made of, (batch, 4, 3) numbers in, (batch, ...) out.
 PARTS = {
@@ -200,8 +209,95 @@ PARTS = {
     ),
     "computed again in training": jax.checkpoint(lambda x: jnp.sin(x) * x),
     "of 16 bits": lambda x: (x.astype(jnp.bfloat16) * jnp.bfloat16(2)).astype(jnp.float32),
+    "behind a convolution": lambda x: (
+        lax.rev(convolved(x), (2,))[:, 1:, :, :1]
+        * jnp.pad(convolved(x), ((0, 0), (0, 0), (1, 0), (2, 1)))[:, 1:, :3, 3:]
+    ),
+    "ends behind a convolution": lambda x: (
+        jnp.max(convolved(x) + x[..., None], axis=(1, 3))
+        - jnp.sum(convolved(x), axis=(2, 1))[:, :1]
+    ),
+    "of two convolutions": lambda x: jnp.concatenate(
+        [
+            convolved(x) * jnp.array([2.0, 3.0]),
+            -convolved(x.transpose(0, 2, 1)).transpose(0, 2, 1, 3),
+        ],
+        1,
+    ),
+    "choices behind a convolution": lambda x: jnp.where(
+        jnp.any(convolved(x) > 0, axis=3, keepdims=True), convolved(x), x[..., None] + jnp.ones(2)
+    ),
+    "largest of slices": lambda x: (
+        ops.max_pool(convolved(x), 2)[:, :2]
+        + ops.max_pool(convolved(x), 3, stride=2, padding=1)[:, :, :1]
+    ),
+    "two straight parts": lambda x: (
+        jax.nn.relu(x)
+        + jnp.maximum(0.0, -x)
+        + jnp.where(x > 0, x, jnp.array([0.1, 0.2, 0.3]) * x)
+        + jnp.where(x >= 0, x, x * 0.25)
+        + jnp.where(x < -1, -1.0, x)
+        + jnp.where(x > 1, 1.0, x)
+    ),
+    "three straight parts": lambda x: (
+        nn.hard_tanh(x) + jnp.where(x < -1, -1.0, jnp.where(x > 1, 1.0, x))
+    ),
+    "other choices": lambda x: (
+        jnp.where(x > 0.5, x, 2.0 * x)
+        + jnp.where(x > 0, x, 2.0 * x[:, ::-1])
+        + jnp.where(x > 0, 1.0, x)
+        + jnp.where(x <= 0, x, 2.0 * x)
+        + jnp.where(x > 1, 1.0, jnp.where(x < 2, 2.0, x))
+    ),
     "ends": lambda x: jnp.clip(x, -1.0, 2.0) + jnp.sign(x) + jnp.floor(x) - jnp.ceil(x / 3),
 }
+
+
+def operators(made):
+    return collections.Counter(node.op_type for node in made.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("part", "wanted"),
+    [
+        ("largest of slices", {"Conv": 2, "MaxPool": 2, "Max": 0}),
+        ("two straight parts", {"Relu": 2, "PRelu": 2, "Max": 1, "Min": 1, "Where": 0}),
+        ("three straight parts", {"Clip": 1}),
+        ("other choices", {"PRelu": 0, "Clip": 0}),
+    ],
+)
+def test_compilers_see_the_operators_that_they_know(part, wanted):
+    made = onnx_form.to_model(
+        lambda _, images: PARTS[part](images.astype(jnp.float32) - 2.5), {}, (4, 3), {}
+    )
+    found = operators(made)
+    assert {name: found[name] for name in wanted} == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("resnet20", {"Conv": 19, "PRelu": 18, "Relu": 1, "Max": 0}),
+        ("vgg_small", {"Conv": 6, "Clip": 6, "MaxPool": 3, "Max": 0}),
+        ("resnet18", {"Conv": 20, "PRelu": 16, "MaxPool": 1, "Max": 0}),
+    ],
+)
+def test_images_are_not_transposed_between_layers(name, wanted, key):
+    side = 224 if name == "resnet18" else 32
+    model = models.build(name, num_classes=10, method=make_method("fda"))
+    variables = jax.jit(model.init)(key, jnp.zeros((1, side, side, 3)))
+    made = deploy.to_onnx(model, variables, (side, side, 3), mean=MEAN * 3, std=STD * 3)
+    found = operators(made)
+    assert {each: found[each] for each in wanted} == wanted
+    kernels = {node.input[1] for node in made.graph.node if node.op_type == "Conv"}
+    images = [
+        node
+        for node in made.graph.node
+        if node.op_type == "Transpose" and kernels.isdisjoint(node.output)
+    ]
+    # In front of the first convolution, behind the last, and where shortcuts take means of pixels.
+    assert len(images) <= {"resnet18": 8}.get(name, 2)
 
 
 @pytest.mark.parametrize("part", PARTS)
