@@ -88,8 +88,8 @@ class BinaryConv(nn.Module):
 
         Raises:
           ValueError: another number of axes, sizes that are none or unequal strides, a border that
-            is none or images with it smaller than the kernel, training without `progress`, or a
-            known one outside of [0, 1].
+            is none or images with it smaller than the kernel, training without `progress`, or one
+            that is no scalar or is known and outside of [0, 1].
         """
         if a.ndim != 4:
             raise ValueError(
@@ -160,8 +160,13 @@ class BinaryDense(nn.Module):
           (..., features), of `dtype`.
 
         Raises:
-          ValueError: training without `progress`, or a known one outside of [0, 1].
+          ValueError: features below 1, no axis of inputs, training without `progress`, or one that
+            is no scalar or is known and outside of [0, 1].
         """
+        if a.ndim < 1:
+            raise ValueError(
+                "the array is a scalar, but BinaryDense takes (..., inputs): add the axis, a[None]"
+            )
         shape = (a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
         if isinstance(binary_w, ops.SignKernel):
@@ -196,6 +201,8 @@ def _operands(
             )
         progress = 1.0
     _check_progress(progress)
+    if not _is_whole(layer.features, 1):
+        raise ValueError(f"features is {layer.features!r}: use a whole number >= 1")
     method = method_of(layer)
     name = "kernel" if method.weight is None else "latent_kernel"
     w = layer.param(name, nn.initializers.he_normal(), shape, jnp.float32)
@@ -223,13 +230,18 @@ def _factors(
 ) -> tuple[jax.Array, jax.Array | None, bool]:
     """Kernel, scale of the sums and whether it is in the gradient, as products take them."""
     # A scale of 16 bits has so few digits that sums of it are exact, too.
-    if not isinstance(weights, ScaledWeights) or dtype != jnp.float32:
+    if not isinstance(weights, ScaledWeights) or jnp.dtype(dtype) != jnp.float32:
         return whole(weights).astype(dtype), None, True
     return weights.kernel.astype(dtype), weights.scale.astype(dtype), weights.scale_in_gradient
 
 
 def _check_progress(progress: jax.Array | float) -> None:
-    """Refuse what is no share, if it is known: schedules hold still beyond their ends."""
+    """Refuse what is no scalar or, if it is known, no share: schedules hold still at their ends."""
+    if np.ndim(progress):
+        raise ValueError(
+            f"progress has shape {np.shape(progress)}, but the finished share of training is one "
+            "number for all examples: pass a scalar, step / total_steps"
+        )
     if isinstance(progress, Tracer):
         return
     values = np.asarray(progress, np.float64)
@@ -251,18 +263,22 @@ def _quantizer(
     return ordinary(quantizer, name=name, parent=layer)
 
 
+def _is_whole(number: object, least: int) -> bool:
+    return isinstance(number, int | np.integer) and int(number) >= least
+
+
 def _pair(name: str, sizes: int | Sequence[int]) -> tuple[int, int]:
-    pair = (sizes, sizes) if isinstance(sizes, int) else tuple(sizes)
-    if len(pair) != 2 or min(pair) < 1:
+    pair = tuple(sizes) if isinstance(sizes, Sequence | np.ndarray) else (sizes, sizes)
+    if len(pair) != 2 or not all(_is_whole(size, 1) for size in pair):
         raise ValueError(f"{name} is {sizes}: use a whole number >= 1, or a pair of them")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 def _border(padding: int | Sequence[Sequence[int]] | None, kernel: tuple[int, int]) -> Padding:
     """Pixels before and behind each axis."""
     if padding is None:
         (top, bottom), (left, right) = [((size - 1) // 2, size // 2) for size in kernel]
-    elif isinstance(padding, int):
+    elif isinstance(padding, int | np.integer):
         top = bottom = left = right = padding
     else:
         try:
@@ -272,9 +288,9 @@ def _border(padding: int | Sequence[Sequence[int]] | None, kernel: tuple[int, in
                 f"padding is {padding}: use a whole number >= 0, ((top, bottom), (left, right)), "
                 "or None to centre the kernel"
             ) from None
-    if min(top, bottom, left, right) < 0:
+    if not all(_is_whole(pixels, 0) for pixels in (top, bottom, left, right)):
         raise ValueError(f"padding is {padding}: use whole numbers >= 0")
-    return (top, bottom), (left, right)
+    return (int(top), int(bottom)), (int(left), int(right))
 
 
 def _output(layer: BinaryConv | BinaryDense, y: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -40,6 +41,14 @@ LNS_STAGES = ("sign", "mapping")
 ACTIVATIONS = WEIGHTS = ("binary", "real")
 REACTNET_SLOPES = ("bireal", "fourier")
 
+# What a knob may be, by the type of its default.
+_KINDS: Mapping[type, tuple[type, str]] = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "text"),
+}
+
 T = TypeVar("T")
 Row = Callable[..., "Method"]
 
@@ -63,7 +72,8 @@ class Method:
         ("stage3_*",): weights and activations as of `full_precision`.
 
     Raises:
-      ValueError: an unknown nonlinearity.
+      ValueError: an unknown nonlinearity, or patterns that are no sequence of texts.
+      TypeError: an operand is neither a quantizer nor None, a rule for instance.
     """
 
     weight: Quantizer | nn.Module | None
@@ -77,6 +87,26 @@ class Method:
     def __post_init__(self) -> None:
         if self.nonlinearity != NETWORK:
             lookup(NONLINEARITIES, self.nonlinearity, "nonlinearity")
+        object.__setattr__(self, "real_layers", _patterns(self.real_layers))
+        for name in ("weight", "activation", "output"):
+            template = getattr(self, name)
+            kinds = nn.Module if name == "output" else (Quantizer, nn.Module)
+            if template is not None and not isinstance(template, kinds):
+                words = "a module" if name == "output" else "a Quantizer, e.g. of that rule,"
+                raise TypeError(f"{name} is {template!r}: use {words} or None")
+            if isinstance(template, nn.Module) and template.parent is not None:
+                # Made within a layer, of which Flax has made it a child.
+                object.__setattr__(self, name, template.clone(parent=None, name=None))
+
+
+def _patterns(patterns: Sequence[str]) -> tuple[str, ...]:
+    """Patterns as a hashable tuple; one text is refused, for its letters would be the patterns."""
+    is_sequence = isinstance(patterns, Sequence) and not isinstance(patterns, str)
+    if not is_sequence or not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(
+            f"real_layers is {patterns!r}: use a tuple of patterns, e.g. ('stage3_*',) for one"
+        )
+    return tuple(patterns)
 
 
 def takes_noise(reading: str) -> Callable[[Row], Row]:
@@ -715,8 +745,9 @@ def make_method(method: str | Method, **knobs: object) -> Method:
       A `Method`.
 
     Raises:
-      ValueError: an unknown name or knob (the message names the nearest), a knob's value out of
-        its range, or a function that makes no method.
+      ValueError: an unknown name or knob (the message names the nearest), a knob's value of another
+        kind than its default or out of its range, or a function that makes no method.
+      TypeError: neither a name nor a `Method`.
 
     Examples:
       >>> from fda_jax import layers
@@ -730,13 +761,18 @@ def make_method(method: str | Method, **knobs: object) -> Method:
                 "give them to make_method with the method's name"
             )
         return method
+    if not isinstance(method, str):
+        raise TypeError(
+            f"the method is {method!r}: use a name of layers.METHODS, such as 'fda', or a Method"
+        )
     row, known = _row(method), knobs_of(method)
-    for knob in knobs:
+    for knob, value in knobs.items():
         if knob not in known:
             raise ValueError(
                 f"method {method!r} has no knob {knob!r}{_nearest(knob, known)}: "
                 f"its knobs are {', '.join(known) or 'none'}"
             )
+        _check_kind(knob, value, known[knob])
     return row(**knobs)
 
 
@@ -759,6 +795,13 @@ def knobs_of(method: str) -> dict[str, Any]:
     """
     parameters = inspect.signature(_row(method)).parameters
     return {name: parameter.default for name, parameter in parameters.items()}
+
+
+def _check_kind(knob: str, value: object, default: object) -> None:
+    """Refuse a knob's value that is of another kind than its default; numbers may be NumPy's."""
+    kind, words = _KINDS[type(default)]
+    if not isinstance(value, kind) or isinstance(value, bool) is not isinstance(default, bool):
+        raise ValueError(f"{knob} is {value!r}: use {words}, such as the default {default!r}")
 
 
 def _row(name: str) -> Row:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -166,13 +167,15 @@ def build(
       (2, 10)
     """
     make = spec(name).make
-    if num_classes < 2:
-        raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least 2")
+    if not isinstance(num_classes, numbers.Integral) or num_classes < 2:
+        raise ValueError(
+            f"num_classes is {num_classes!r}, but a classifier needs a whole number, at least 2"
+        )
     if ":" in name:
         make = own.checked(name, make)
     method = make_method(method, **knobs)
     if real_layers:
-        method = dataclasses.replace(method, real_layers=tuple(real_layers))
+        method = dataclasses.replace(method, real_layers=real_layers)
     return make(
         num_classes=num_classes,
         method=method,

@@ -288,6 +288,14 @@ def test_a_network_of_ones_own_answers_as_its_model(methods, counts, key):
     assert (dense.binary_macs, dense.mixed_macs) == ((128, 0) if counts else (0, 128))
 
 
+@pytest.mark.parametrize("methods", [("rbnn", "recu"), ("abc_net", "lns"), ("adabin", "pcnn")])
+def test_quantizers_that_are_modules_are_frozen_by_their_methods_names(methods, key):
+    model = Own(methods)
+    variables = trained(model, SHAPE, key)
+    network = frozen(model, variables, SHAPE)
+    assert_same_answers(network, model, variables, pictures(SHAPE, key))
+
+
 class WithHead(nn.Module):
     """A network with a binary head that only a loss of the training reads."""
 

@@ -232,7 +232,7 @@ def test_sizes_are_numbers_or_pairs():
     a = jax.random.normal(KEY, (1, 5, 5, 2))
     pairs = BinaryConv(3, (5, 5), 2, method=NO_SCALE)
     variables = pairs.init(KEY, a)
-    for kernel_size, strides in ((5, (2, 2)), ([5, 5], 2)):
+    for kernel_size, strides in ((5, (2, 2)), ([5, 5], 2), (np.int64(5), np.array([2, 2]))):
         conv = BinaryConv(3, kernel_size, strides, method=NO_SCALE)
         np.testing.assert_array_equal(conv.apply(variables, a), pairs.apply(variables, a))
 
@@ -246,6 +246,11 @@ def test_sizes_are_numbers_or_pairs():
         ({"padding": -1}, (1, 5, 5, 2), "padding is -1: use whole numbers >= 0"),
         ({"padding": (1, 1)}, (1, 5, 5, 2), r"padding is \(1, 1\): use .* or None"),
         ({"padding": "SAME"}, (1, 5, 5, 2), "padding is SAME: use .* or None"),
+        ({"padding": ((1.0, 1), (1, 1))}, (1, 5, 5, 2), "padding is .*: use whole numbers >= 0"),
+        ({"kernel_size": 2.5}, (1, 5, 5, 2), "kernel_size is 2.5: use a whole number >= 1"),
+        ({"kernel_size": None}, (1, 5, 5, 2), "kernel_size is None: use a whole number >= 1"),
+        ({"kernel_size": "33"}, (1, 5, 5, 2), "kernel_size is 33: use a whole number >= 1"),
+        ({"strides": (1.5, 1.5)}, (1, 5, 5, 2), "strides is .*: use a whole number >= 1"),
         ({"padding": 0}, (1, 2, 5, 2), "2 by 5 pixels .* hold no kernel of 3 by 3"),
         ({}, (5, 5, 2), r"shape \(5, 5, 2\), but BinaryConv takes .* a\[None\]"),
     ],
@@ -253,6 +258,46 @@ def test_sizes_are_numbers_or_pairs():
 def test_what_a_convolution_cannot_take_is_refused(sizes, shape, message):
     with pytest.raises(ValueError, match=message):
         BinaryConv(3, **sizes).init(KEY, jnp.zeros(shape))
+
+
+def test_a_border_may_be_a_number_of_numpys():
+    a = jax.random.normal(KEY, (1, 5, 5, 2))
+    variables = BinaryConv(3, method=NO_SCALE).init(KEY, a)
+    wanted = BinaryConv(3, padding=0, method=NO_SCALE).apply(variables, a)
+    border = BinaryConv(3, padding=np.int64(0), method=NO_SCALE)
+    np.testing.assert_array_equal(border.apply(variables, a), wanted)
+
+
+@pytest.mark.parametrize("layer", [BinaryConv, BinaryDense])
+@pytest.mark.parametrize("features", [0, -1, 2.0, "8", None])
+def test_a_number_of_features_that_is_none_is_refused(layer, features):
+    with pytest.raises(ValueError, match=r"features is .*: use a whole number >= 1"):
+        layer(features).init(KEY, jnp.zeros((1, 4, 4, 2)))
+
+
+def test_a_scalar_is_nothing_to_multiply():
+    with pytest.raises(ValueError, match=r"takes \(..., inputs\): add the axis"):
+        BinaryDense(3).init(KEY, jnp.float32(1))
+
+
+@pytest.mark.parametrize("layer", [BinaryConv(3), BinaryDense(3)])
+def test_a_progress_for_each_example_is_refused(layer):
+    """It would be broadcast against channels."""
+    a = jnp.zeros((2, 4, 4, 2))
+    variables = layer.init(KEY, a)
+    with pytest.raises(ValueError, match=r"progress has shape \(2,\).*pass a scalar"):
+        layer.apply(variables, a, progress=jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"progress has shape \(2,\).*pass a scalar"):
+        jax.eval_shape(lambda p: layer.apply(variables, a, progress=p), jnp.zeros(2))
+
+
+@pytest.mark.parametrize("dtype", ["float32", np.dtype("float32"), np.float32])
+def test_a_dtype_by_its_name_computes_the_same(dtype):
+    a = jax.random.normal(KEY, (2, 5, 5, 16))
+    wanted = BinaryConv(16, method="ste")
+    variables = wanted.init(KEY, a)
+    named = BinaryConv(16, method="ste", dtype=dtype)
+    np.testing.assert_array_equal(named.apply(variables, a), wanted.apply(variables, a))
 
 
 @pytest.mark.parametrize("layer", [BinaryConv(3), BinaryDense(3)])

@@ -4,6 +4,9 @@ import dataclasses
 import inspect
 import sys
 
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fda_jax import ops
@@ -12,6 +15,7 @@ from fda_jax.layers.multibit import UniformWeights
 from fda_jax.layers.normalize import CenteredWeights, StandardizedFilters
 from fda_jax.layers.outputs import OutputScale
 from fda_jax.layers.penalties import TowardsScale
+from fda_jax.layers.rotation import RotatedWeights
 from fda_jax.layers.shift import ShiftedSign
 
 CLIP, WIDE, SIGN = ops.ClippedSTE(1.0), ops.ClippedSTE(1.25), ops.Identity()
@@ -252,6 +256,73 @@ def test_an_unknown_knob_is_refused_and_the_nearest_is_named() -> None:
 def test_a_knob_out_of_range_is_refused_by_its_rule() -> None:
     with pytest.raises(ValueError, match=r"omega is -1"):
         make_method("fda", omega=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "knob", "value", "words"),
+    [
+        ("fda", "omega", "0.1", "omega is '0.1': use a number, such as the default 0.1"),
+        ("fda", "omega", True, "omega is True: use a number"),
+        ("fda", "num_terms_start", 2.5, "num_terms_start is 2.5: use a whole number"),
+        ("fda", "noise_reduction", np.inf, "noise_reduction is inf: use a whole number"),
+        ("ste", "window", None, "window is None: use a number"),
+        ("ste", "window", jnp.float32(0.5), "window is Array.*: use a number"),
+        ("ste", "scale", ["layer"], "scale is .*: use text, such as the default 'layer'"),
+        ("ste", "scale_in_gradient", "no", "scale_in_gradient is 'no': use True or False"),
+    ],
+)
+def test_a_knob_of_another_kind_is_refused(name: str, knob: str, value, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_method(name, **{knob: value})
+
+
+def test_a_knob_may_be_a_number_of_numpys() -> None:
+    made = make_method("fda", omega=np.float64(0.2), num_terms_end=np.int64(12), window=1)
+    assert made == make_method("fda", omega=0.2, num_terms_end=12, window=1.0)
+
+
+@pytest.mark.parametrize("method", [None, Method, lambda: None, Quantizer(ops.Fourier())])
+def test_what_is_neither_a_name_nor_a_method_is_refused(method) -> None:
+    with pytest.raises(TypeError, match=r"the method is .*: use a name .* or a Method"):
+        make_method(method)
+
+
+@pytest.mark.parametrize(
+    ("operands", "words"),
+    [
+        ({"weight": ops.ClippedSTE()}, r"weight is ClippedSTE\(.*: use a Quantizer"),
+        ({"activation": RotatedWeights}, r"activation is <class .*: use a Quantizer"),
+        ({"output": OutputScale}, r"output is <class .*: use a module or None"),
+    ],
+)
+def test_an_operand_that_is_no_quantizer_is_refused(operands, words) -> None:
+    with pytest.raises(TypeError, match=words):
+        Method(**{"weight": None, "activation": None, **operands})
+
+
+@pytest.mark.parametrize("patterns", ["stage1_*", (1,), None])
+def test_one_text_is_no_patterns_of_layers(patterns) -> None:
+    """Its letters would be: the last of "stage1_*" is that of all layers."""
+    with pytest.raises(ValueError, match=r"real_layers is .*: use a tuple .* \('stage3_\*',\)"):
+        dataclasses.replace(make_method("fda"), real_layers=patterns)
+
+
+def test_patterns_of_layers_may_be_a_list() -> None:
+    made = dataclasses.replace(make_method("fda"), real_layers=["stage1_*"])
+    assert made.real_layers == ("stage1_*",)
+    hash(made)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_made_within_a_layer_is_that_made_outside(name: str) -> None:
+    """Flax makes a module that is made within another one its child."""
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self):
+            return make_method(name)
+
+    assert Layer().apply({}) == make_method(name)
 
 
 OWN = """

@@ -412,6 +412,9 @@ def test_knobs_reach_the_method_of_the_network() -> None:
         ("resnet20", {"method": "fdaa"}, r"no method 'fdaa' \(did you mean 'fda'\?\)"),
         ("resnet20", {"omegas": 1.0}, r"no knob 'omegas' \(did you mean 'omega'\?\)"),
         ("resnet20", {"num_classes": 1}, "num_classes is 1.*at least 2"),
+        ("resnet20", {"num_classes": 10.0}, "num_classes is 10.0.*a whole number"),
+        ("resnet20", {"num_classes": "10"}, "num_classes is .10..*a whole number"),
+        ("resnet20", {"num_classes": 10, "real_layers": "*"}, "real_layers is .*: use a tuple"),
         ("resnet20", {"omega": -1.0}, r"omega is -1\.0"),
     ],
 )
