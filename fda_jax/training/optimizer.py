@@ -155,10 +155,11 @@ def with_latent_rule(
       total_steps: length of the run, by which the rule knows the progress, >= 1.
 
     Returns:
-      An `optax.GradientTransformation` of trees of parameters, whose `update` needs `params`.
+      An `optax.GradientTransformation` of trees of parameters, whose `update` needs `params`, and
+      hands on what the optimizer's own takes besides, such as the `value` of the loss.
 
     Raises:
-      ValueError: by `update`, without `params`.
+      ValueError: total_steps below 1; by `update`, without `params`.
 
     Examples:
       >>> import jax.numpy as jnp, optax
@@ -173,6 +174,13 @@ def with_latent_rule(
       1.0
     """
 
+    if not total_steps >= 1:
+        raise ValueError(
+            f"total_steps is {total_steps}, but a run has at least 1, by which a rule knows the "
+            "progress: give the number of its updates"
+        )
+    optimizer = optax.with_extra_args_support(optimizer)
+
     def latents(tree: Any) -> list[jax.Array]:
         tree = unpacked(tree)
         groups = jax.tree.leaves(group_labels(tree))
@@ -184,7 +192,10 @@ def with_latent_rule(
         return optimizer.init(params), jnp.zeros((), jnp.int32), memories
 
     def update(
-        updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         if params is None:
             raise ValueError(
@@ -192,7 +203,7 @@ def with_latent_rule(
             )
         inner, step, memories = cast(tuple[Any, jax.Array, list[Any]], state)
         gradients = latents(updates)
-        updates, inner = optimizer.update(updates, inner, params)
+        updates, inner = optimizer.update(updates, inner, params, **extra_args)
         progress = step.astype(jnp.float32) / total_steps
         steps, kept = [], []
         for w, delta, gradient, memory in zip(
@@ -212,7 +223,7 @@ def with_latent_rule(
             moved = pack_parameters(moved)
         return moved, (inner, step + 1, kept)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _labels(params: Any) -> Any:

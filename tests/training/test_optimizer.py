@@ -292,6 +292,22 @@ def test_a_rule_for_latent_weights_needs_to_see_them():
         optimizer.update(params, optimizer.init(params))
 
 
+def test_a_rule_for_latent_weights_needs_the_length_of_the_run():
+    with pytest.raises(ValueError, match=r"total_steps is 0.*: give the number of its updates"):
+        with_latent_rule(optax.sgd(0.1), ops.ClipLatents(), total_steps=0)
+
+
+def test_an_optimizer_below_a_rule_sees_what_it_needs_of_the_loss():
+    optimizer = with_latent_rule(optax.polyak_sgd(), ops.ClipLatents(), total_steps=10)
+    params = {"conv": {"latent_kernel": jnp.array([0.5])}}
+    gradient = {"conv": {"latent_kernel": jnp.array([2.0])}}
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params, value=jnp.float32(1.0))
+    # The loss over the gradient's square, times the gradient.
+    np.testing.assert_allclose(updates["conv"]["latent_kernel"], [-0.5], rtol=1e-6)
+    plain = with_latent_rule(optax.sgd(0.1), ops.ClipLatents(), total_steps=10)
+    plain.update(gradient, plain.init(params), params, value=jnp.float32(1.0))
+
+
 def test_a_rule_finds_the_latent_weights_of_a_network_of_nnx():
     class Small(nnx.Module):
         def __init__(self, rngs):
