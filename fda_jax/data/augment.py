@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 
 from fda_jax.data.errors import DataError
@@ -79,9 +80,10 @@ def normalize(
         DataError: mean or std do not have one number per channel, or a std is not positive.
     """
     channels = images.shape[-1]
-    if len(mean) != channels or len(std) != channels or min(std) <= 0:
+    is_one_each = np.shape(mean) == np.shape(std) == (channels,)
+    if not is_one_each or not np.all(np.asarray(std) > 0):
         raise DataError(
-            f"images have {channels} channels, but mean is {tuple(mean)} and std {tuple(std)}; "
+            f"images have {channels} channels, but mean is {mean} and std {std}; "
             "give one number per channel, and every std above 0."
         )
     pixels = images.astype(jnp.float32) / 255.0

@@ -41,8 +41,11 @@ class SavedRun:
         """The step of the checkpoint "last" or "best" by now; None where there is none.
 
         Raises:
+          ValueError: another name.
           CheckpointError: as `state`.
         """
+        if name not in CHECKPOINTS:
+            raise ValueError(f"checkpoint is {name!r}: use one of {', '.join(CHECKPOINTS)}")
         self.checkpoints.reload()
         last = name == "last"
         return self.checkpoints.latest_step() if last else self.checkpoints.best_step()
@@ -64,6 +67,7 @@ class SavedRun:
           None where there is none of this name.
 
         Raises:
+          ValueError: as `step`.
           CheckpointError: as `state`.
         """
         for _ in range(_TRIES - 1):

@@ -1,6 +1,7 @@
 """Quantizers: from latent weights and activations to two values."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -230,7 +231,7 @@ class ActivationQuantizer(nn.Module):
         module = NoiseAdaptation(noise, name="noise")
         if noise.activation_axis == "channels":
             return _add(binary, module(a, progress), noise)
-        images = jnp.swapaxes(a.reshape(len(a), -1, a.shape[-1]), 1, 2)
+        images = jnp.swapaxes(a.reshape(len(a), math.prod(a.shape[1:-1]), a.shape[-1]), 1, 2)
         estimate = jnp.swapaxes(module(images, progress), 1, 2)
         return _add(binary, estimate.reshape(a.shape), noise)
 

@@ -1,5 +1,6 @@
 """AlexNet with binary convolutions and dense layers."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -69,7 +70,7 @@ class AlexNet(nn.Module):
                 x = ops.max_pool(x, 3, stride=2)
             x = norm(name=f"norm{i}")(x)
             x = nonlinearity(make_method(self.method).nonlinearity, i, default="hardtanh")(x)
-        x = x.reshape(x.shape[0], -1)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         last = number_of_convs + len(self.units)
         for i, units in enumerate(self.units, start=number_of_convs + 1):
             dense = BinaryDense(units, method=self.method, dtype=self.dtype, name=f"dense{i}")

@@ -1,5 +1,6 @@
 """VGG-Small with binary convolutions."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -59,4 +60,4 @@ class VGGSmall(nn.Module):
                 x = ops.max_pool(x, 2)
             x = norm(name=f"norm{i}")(x)
             x = nonlinearity(make_method(self.method).nonlinearity, i, default="hardtanh")(x)
-        return classifier(self.num_classes)(x.reshape(x.shape[0], -1))
+        return classifier(self.num_classes)(x.reshape(x.shape[0], math.prod(x.shape[1:])))

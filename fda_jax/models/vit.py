@@ -76,7 +76,8 @@ class VisionTransformer(nn.Module):
             dtype=self.dtype,
             name="stem",
         )(images_bhwc)
-        x = patches.reshape(patches.shape[0], -1, self.width)
+        batch, rows, columns, _ = patches.shape
+        x = patches.reshape(batch, rows * columns, self.width)
         init = nn.initializers.normal(EMBEDDING_STD)
         token = self.param("class_token", init, (1, 1, self.width), jnp.float32)
         token = broadcast_like(token, jax.lax.slice_in_dim(x, 0, 1, axis=1))
@@ -134,9 +135,9 @@ class EncoderBlock(nn.Module):
             return norm(name)(layer(x, train=train, progress=progress))
 
         tokens = norm("attention")(x)
+        heads = (*x.shape[:2], self.num_heads, width // self.num_heads)
         query, key, value = (
-            linear(name, width, tokens).reshape(*x.shape[:2], self.num_heads, -1)
-            for name in ("query", "key", "value")
+            linear(name, width, tokens).reshape(heads) for name in ("query", "key", "value")
         )
         mixed = attend(query, key, value).reshape(x.shape)
         x = x + linear("project", width, norm("mixed")(mixed))

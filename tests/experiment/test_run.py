@@ -124,6 +124,8 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_followed_for_a_while(
         patience = 100
         with pytest.raises(experiment.CheckpointError, match=r"replaced it meanwhile\. Start the"):
             run.last()
+        with pytest.raises(ValueError, match="checkpoint is 'lats': use one of last, best"):
+            run.found("lats")
 
 
 @pytest.mark.parametrize("name", ["folder:/there/photos", "folder:photos"])

@@ -445,6 +445,21 @@ def test_a_projection_may_narrow_a_residual_network() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_a_batch_of_no_images_has_no_logits(name) -> None:
+    """The last one of a data set whose size the batch divides, for instance."""
+    side = MODELS[name].min_side
+    model = build(name, method="fda", num_classes=3, noise_activation_axis="pixels")
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+
+    def logits(variables, images):
+        training = {"train": True, "progress": 0.5, "mutable": ["batch_stats"]}
+        model.apply(variables, images, **training)
+        return model.apply(variables, images)
+
+    assert jax.eval_shape(logits, variables, jnp.zeros((0, side, side, 3))).shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_images_of_a_wrong_rank_or_type_are_refused_with_the_remedy(name: str) -> None:
     model = build(name, num_classes=2, method="ste")
     with pytest.raises(ValueError, match=r"shape \(8, 8, 1\).*images\[None\]"):
