@@ -132,5 +132,5 @@ def test_normalize_refuses_statistics_of_another_number_of_channels() -> None:
         normalize(jnp.zeros((1, 2, 2, 3), jnp.uint8), (0.5,), (0.5,))
     with pytest.raises(DataError, match="every std above 0"):
         normalize(jnp.zeros((1, 2, 2, 1), jnp.uint8), (0.5,), (0.0,))
-    with pytest.raises(DataError, match="mean is 0.5 and std 0.5; give one number per channel"):
+    with pytest.raises(DataError, match=r"mean is 0\.5 and std 0\.5; give one number per channel"):
         normalize(jnp.zeros((1, 2, 2, 1), jnp.uint8), 0.5, 0.5)
