@@ -392,9 +392,8 @@ def _dead_channels(run: Run) -> Finding | None:
         f"share whose sign is the same for all images and positions: {layers}",
         f"such a channel tells nothing of the image; more than {DEAD:.0%} is capacity paid for and "
         "not used",
-        "a smaller --config.optimizer.learning_rate, no decay of normalisation "
-        "(--config.optimizer.decay_groups without norm), a method with a trained threshold "
-        "(reactnet), or fewer channels",
+        "a smaller --config.optimizer.learning_rate, norm and quantizer in "
+        "--config.optimizer.decay_groups (as by default), or fewer channels",
     )
 
 

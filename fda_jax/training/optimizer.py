@@ -156,7 +156,9 @@ def with_latent_rule(
 
     Returns:
       An `optax.GradientTransformation` of trees of parameters, whose `update` needs `params`, and
-      hands on what the optimizer's own takes besides, such as the `value` of the loss.
+      hands on what the optimizer's own takes besides, such as the `value` of the loss. Gradients
+      are collected around it, `optax.MultiSteps(with_latent_rule(...), k)`: the other way round the
+      rule would act between updates, too.
 
     Raises:
       ValueError: total_steps below 1; by `update`, without `params`.

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from fda_jax import data, deploy, layers, models
+from fda_jax import data, deploy, layers, models, ops
 from fda_jax.deploy import onnx_form, qonnx
 from fda_jax.layers import make_method
 from tests.conftest import REPOSITORY
@@ -227,11 +227,11 @@ class Sequence(nn.Module):
         if self.border is not None:
             x = norm(nn.Conv(8, (3, 3))(x))
             x = layers.BinaryConv(16, method="fda", padding=self.border)(x, train, progress)
-            x = norm(nn.max_pool(x, (2, 2), (2, 2)))
+            x = norm(ops.max_pool(x, 2))
         x = norm(nn.Dense(32)(x.reshape(x.shape[0], -1)))
         for _ in range(2):
             x = norm(layers.BinaryDense(32, method="fda")(x, train, progress))
-        return nn.Dense(10)(x)
+        return nn.Dense(10)(nn.relu(x))
 
 
 @pytest.fixture(scope="module")
