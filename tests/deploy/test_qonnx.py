@@ -245,6 +245,7 @@ def recipes():
     return made["to_hls"], second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("border", [None, 0, 1])
 def test_hls4ml_makes_a_network_with_the_same_answers(border, recipes, key, tmp_path, monkeypatch):
     # An oracle that is not ours.
