@@ -363,7 +363,8 @@ class _Graph:
             windows = _windows(inner)
             if windows is None or inputs[0].array is not None:
                 return self.translate(inner, consts, inputs)
-            return [self._pooled("MaxPool", equation, windows, inputs[0])]
+            images = self.whole(inputs[0], equation.invars[0].aval.shape)
+            return [self._pooled("MaxPool", equation, windows, images)]
         if name in _IDENTITIES:
             return list(inputs)
         if name == "select_n" and inputs[0].array is not None and inputs[0].array.size == 1:
@@ -479,7 +480,9 @@ class _Graph:
                 if dtype != np.bool_ or len(names) != 3:
                     raise self._refusal(f"selects by {dtype}, and ONNX by a truth value alone")
                 signs = self._signs_of(*inputs) if self._is_qonnx else ""
-                return signs or self._bent(*names) or self.node("Where", [names[0], *names[:0:-1]])
+                condition, no, yes = names
+                bent = signs or self._bent(condition, no, yes, inputs[2].shape)
+                return bent or self.node("Where", [condition, yes, no])
             case "shift_right_logical":
                 return self.node("BitShift", names, direction="RIGHT")
             case "square":
@@ -495,9 +498,9 @@ class _Graph:
         array = self._arrays.get(name)
         return cast(np.ndarray, array).item() if _is_real_number(array) else None
 
-    def _bent(self, condition: str, no: str, yes: str) -> str:
+    def _bent(self, condition: str, no: str, yes: str, shape: tuple[Any, ...]) -> str:
         """The name of a function of two or three straight parts, if the choice between two values
-        is one that ONNX has an operator for; or else ""."""
+        is one that ONNX has an operator for; or else "". The shape is of the value for yes."""
         operator, (x, *to) = self._made.get(condition, ("", ["", ""]))
         level = self._number_in(to[0]) if operator in _COMPARISONS else None
         if level is None:
@@ -506,7 +509,10 @@ class _Graph:
         inner, inputs = self._made.get(no, ("", []))
         if above and level == 0 and yes == x and inner == "Mul" and x in inputs:
             slope = inputs[1 - inputs.index(x)]
-            return self.node("PRelu", [x, slope]) if slope in self._arrays else ""
+            array = self._arrays.get(slope)
+            if array is None or _joined([shape, array.shape]) != shape:
+                return ""
+            return self.node("PRelu", [x, slope])
         if self._number_in(yes) != level:
             return ""
         if no == x:
@@ -681,7 +687,8 @@ class _Graph:
         return self._reduced("MaxPool", equation, value, dilations=dilations)
 
     def _of_reduce_window_min(self, equation: Any, value: _Value) -> _Value:
-        negative = dataclasses.replace(value, name=self.node("Neg", [self._tensor(value)[0]]))
+        name = self.node("Neg", [self._tensor(value)[0]])
+        negative = _Value(value.shape, name, order=value.order)
         largest = self._of_reduce_window_max(equation, negative)
         return dataclasses.replace(largest, name=self.node("Neg", [largest.name]))
 
@@ -823,18 +830,18 @@ class _Graph:
 
 
 def _windows(jaxpr: Any) -> _Windows | None:
-    """The windows whose largest values a program takes, as `ops.max_pool` does; None for others."""
+    """The windows of images whose largest values a program takes, as `ops.max_pool` does; None for
+    other programs."""
     equations, names = list(jaxpr.eqns), [each.primitive.name for each in jaxpr.eqns]
     if names.count("slice") < 2 or len(jaxpr.invars) != 1 or len(jaxpr.outvars) != 1:
         return None
-    (source,) = jaxpr.invars
+    (source,), (result,) = jaxpr.invars, jaxpr.outvars
     padding = ((0, 0, 0),) * len(source.aval.shape)
     if names[0] == "pad":
         pad = equations.pop(0)
         filling, padding = pad.invars[1], pad.params["padding_config"]
-        if pad.invars[0] is not source or not isinstance(filling, jex.Literal):
-            return None
-        if filling.val != -np.inf or any(between for *_, between in padding):
+        is_border = isinstance(filling, jex.Literal) and filling.val == -np.inf
+        if not is_border or pad.invars[0] is not source or any(gap for *_, gap in padding):
             return None
         (source,) = pad.outvars
     shifts = [each for each in equations if each.primitive.name == "slice"]
@@ -842,17 +849,29 @@ def _windows(jaxpr: Any) -> _Windows | None:
     # Of n slices n - 1 maxima take each, and each other, once.
     taken = [variable for each in largest for variable in each.invars]
     made = [variable for each in (*shifts, *largest) for variable in each.outvars]
-    if len(shifts) + len(largest) != len(equations) or made[-1:] != jaxpr.outvars:
+    if len(shifts) + len(largest) != len(equations) or made[-1] is not result:
         return None
     if len(taken) != len(made) - 1 or set(map(id, taken)) != set(map(id, made[:-1])):
         return None
     starts = sorted(each.params["start_indices"] for each in shifts)
     sizes = tuple(last + 1 for last in map(max, zip(*starts, strict=True)))
     strides = {each.params["strides"] for each in shifts}
-    same_source = all(each.invars[0] is source for each in shifts)
-    if not same_source or len(strides) != 1 or starts != list(np.ndindex(sizes)):
+    if any(each.invars[0] is not source for each in shifts) or len(strides) != 1:
         return None
-    return _Windows(sizes, strides.pop(), tuple((low, high) for low, high, _ in padding))
+    step = strides.pop() or (1,) * len(sizes)
+    windows = _Windows(sizes, step, tuple((low, high) for low, high, _ in padding))
+    axes = list(zip(source.aval.shape, result.aval.shape, sizes, step, padding, strict=True))
+    # Every window of the rows and columns, of each image and channel.
+    if len(sizes) < 3 or starts != list(np.ndindex(sizes)):
+        return None
+    for dim, count, size, stride, _ in axes[1:-1]:
+        if count != (dim - size) // stride + 1:
+            return None
+    if any((size, stride) != (1, 1) for *_, size, stride, _ in (axes[0], axes[-1])):
+        return None
+    if any(not 0 <= pad < size for *_, size, _, (*pads, _) in axes for pad in pads):
+        return None
+    return windows
 
 
 # Those by which signs are told.

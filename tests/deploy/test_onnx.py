@@ -231,6 +231,17 @@ PARTS = {
         ops.max_pool(convolved(x), 2)[:, :2]
         + ops.max_pool(convolved(x), 3, stride=2, padding=1)[:, :, :1]
     ),
+    "largest of other slices": lambda x: sum(
+        jax.jit(function)(x)[:, :1, :1]
+        for function in (
+            lambda x: jnp.maximum(x[..., :2], x[..., 1:]),  # neighbouring channels
+            lambda x: jnp.maximum(x[:, :2], x[:, 1:3]),  # not of all rows
+            lambda x: jnp.maximum(x[:, :3], x[:, :3]),
+            lambda x: jnp.maximum(jnp.maximum(x[:, :2], x[:, 2:]), x[:, 1:3]),
+            lambda x: jnp.maximum(x[:, ::2], x[:, 1::2]),
+            lambda x: x[:, 1:] - jnp.maximum(x[:, 1:], x[:, :3]),
+        )
+    ),
     "two straight parts": lambda x: (
         jax.nn.relu(x)
         + jnp.maximum(0.0, -x)
@@ -248,6 +259,7 @@ PARTS = {
         + jnp.where(x > 0, 1.0, x)
         + jnp.where(x <= 0, x, 2.0 * x)
         + jnp.where(x > 1, 1.0, jnp.where(x < 2, 2.0, x))
+        + jnp.where(x[:, :1] > 0, x[:, :1], jnp.arange(4.0)[:, None] * x[:, :1])
     ),
     "ends": lambda x: jnp.clip(x, -1.0, 2.0) + jnp.sign(x) + jnp.floor(x) - jnp.ceil(x / 3),
 }
