@@ -172,7 +172,7 @@ class BinaryDense(nn.Module):
         if isinstance(binary_w, ops.SignKernel):
             y = ops.multiply_signs(binary_a, binary_w)
         else:
-            y = cast(jax.Array, ops.multiply(binary_a, *_factors(binary_w, self.dtype)))
+            y = ops.multiply(binary_a, *_factors(binary_w, self.dtype))
         return _output(self, y)
 
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def multiply(
     x: jax.Array,
     w: jax.Array,
@@ -29,7 +28,12 @@ def multiply(
     Returns:
       (..., outputs), of the dtype of x.
     """
-    return scaled(x @ w, scale)
+    return x @ w if scale is None else _multiply(x, w, scale, scale_in_gradient)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _multiply(x: jax.Array, w: jax.Array, scale: jax.Array, scale_in_gradient: bool) -> jax.Array:
+    return (x @ w) * scale
 
 
 def scaled(y: jax.Array, scale: jax.Array | None) -> jax.Array:
@@ -59,17 +63,17 @@ def scaled_gradients(
     return dw * scale, jnp.sum(dw * w, axis=tuple(range(w.ndim - scale.ndim)))
 
 
-def _forward(x: jax.Array, w: jax.Array, scale: jax.Array | None, scale_in_gradient: bool) -> tuple:
-    return scaled(x @ w, scale), (x, w, scale)
+def _forward(x: jax.Array, w: jax.Array, scale: jax.Array, scale_in_gradient: bool) -> tuple:
+    return (x @ w) * scale, (x, w, scale)
 
 
 def _backward(scale_in_gradient: bool, residual: tuple, g: jax.Array) -> tuple:
     x, w, scale = residual
     like_x, like_w = jax.eval_shape(lambda: (x, w))
-    by = scaled(w, scale)
+    by = w * scale
     (dx,) = jax.linear_transpose(lambda x: x @ by, like_x)(g)
     (dw,) = jax.linear_transpose(lambda w: x @ w, like_w)(g)
     return dx, *scaled_gradients(dw, w, scale, scale_in_gradient)
 
 
-multiply.defvjp(_forward, _backward)
+_multiply.defvjp(_forward, _backward)

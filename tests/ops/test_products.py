@@ -38,12 +38,13 @@ def test_a_product_and_its_derivatives(shape, shared, in_gradient):
         np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
 
 
-def test_without_a_scale_it_is_the_product():
+def test_without_a_scale_it_is_the_product_forward_mode_included():
     x, w, _, g = operands((4, 5), 3, True)
     y, pull = jax.vjp(ops.multiply, jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32))
     dx, dw = pull(jnp.asarray(g, jnp.float32))
-    for ours, reference in ((y, x @ w), (dx, g @ w.T), (dw, x.T @ g)):
-        np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
+    _, along = jax.jvp(lambda x: ops.multiply(x, jnp.asarray(w)), (jnp.asarray(x),), (dx,))
+    for ours, reference in ((y, x @ w), (dx, g @ w.T), (dw, x.T @ g), (along, g @ w.T @ w)):
+        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("checked", [True, False])
