@@ -118,6 +118,11 @@ def train(
     return failures
 
 
+def as_override(words: str) -> str:
+    """A message of a run that names keys as its command line sets them, for a sweep's."""
+    return words.replace("--config.", "--override=")
+
+
 class _Process:
     """A worker with its job, and a thread that passes on what it prints."""
 

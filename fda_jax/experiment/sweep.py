@@ -211,7 +211,8 @@ def _one_after_another(
             if not isinstance(error, USER_ERRORS):
                 with suppress(OSError):  # nobody may read on
                     traceback.print_exception(error)
-            failures[name] = f"{type(error).__name__}: {error}"
+            words = side_by_side.as_override(str(error))
+            failures[name] = f"{type(error).__name__}: {words}"
             terminal.line(f"run {name} failed: {failures[name]}")
     return failures
 
@@ -339,7 +340,7 @@ def _naming(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        words = str(error).replace("--config.", "--override=")
+        words = side_by_side.as_override(str(error))
         raise ConfigError(f"run {name!r}: {words}") from error
 
 

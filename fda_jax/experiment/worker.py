@@ -16,7 +16,7 @@ from typing import Any
 
 from fda_jax.experiment import USER_ERRORS, compilation, heap, run
 from fda_jax.experiment.loop import Stop
-from fda_jax.experiment.side_by_side import WHY
+from fda_jax.experiment.side_by_side import WHY, as_override
 
 
 def main() -> int:
@@ -40,7 +40,7 @@ def _train(order: Mapping[str, Any], stop: Stop) -> int:
     except Exception as error:
         if not isinstance(error, USER_ERRORS):
             traceback.print_exception(error)
-        print(f"{WHY}{type(error).__name__}: {error}", flush=True)
+        print(f"{WHY}{type(error).__name__}: {as_override(str(error))}", flush=True)
         return 1
     return 0
 

@@ -87,7 +87,7 @@ def test_at_a_signal_every_process_that_can_saves_and_no_other_starts(tmp_path, 
     assert not (tmp_path / "j2").exists()
 
 
-@pytest.mark.parametrize("error", [ValueError("no"), RuntimeError("no\nat all")])
+@pytest.mark.parametrize("error", [ValueError("no --config.a"), RuntimeError("no --config.a\nb")])
 def test_a_worker_says_why_its_run_failed(tmp_path, monkeypatch, capsys, error):
     def fail(*_, **__):
         raise error
@@ -101,7 +101,7 @@ def test_a_worker_says_why_its_run_failed(tmp_path, monkeypatch, capsys, error):
     assert worker.main() == 1
     signal.signal(signal.SIGTERM, before)
     said = capsys.readouterr()
-    assert f"{side_by_side.WHY}{type(error).__name__}: no" in said.out.splitlines()
+    assert f"{side_by_side.WHY}{type(error).__name__}: no --override=a" in said.out.splitlines()
     assert ("Traceback" in said.err) == isinstance(error, RuntimeError)
 
 

@@ -345,7 +345,7 @@ def test_a_run_that_fails_is_named_with_its_error_and_the_others_run(tmp_path, m
 
     def train(config, workdir, *, stop):
         if workdir.parent.name == "b":
-            raise experiment.NonFiniteError("the loss of step 3 is not finite")
+            raise experiment.NonFiniteError("no number: set --config.optimizer.clip_norm=1")
         if workdir.parent.name == "c":
             raise TypeError("a fault of the program")
         done.append(workdir.parent.name)
@@ -353,7 +353,7 @@ def test_a_run_that_fails_is_named_with_its_error_and_the_others_run(tmp_path, m
     monkeypatch.setattr(run, "train", train)
     asked = sweep.read(write(tmp_path, {key: {} for key in "abcd"}), SMALL)
     assert sweep.train(asked, tmp_path / "w") == {
-        "b/seed0": "NonFiniteError: the loss of step 3 is not finite",
+        "b/seed0": "NonFiniteError: no number: set --override=optimizer.clip_norm=1",
         "c/seed0": "TypeError: a fault of the program",
     }
     assert done == ["a", "d"]
