@@ -241,7 +241,7 @@ def dorefa(
         raise ValueError(
             f"activation_levels is {activation_levels!r}: use one of {', '.join(ACTIVATION_LEVELS)}"
         )
-    scaled_signs = Quantizer(ops.Scaled(ops.Identity(), "layer"))
+    scaled_signs = Quantizer(ops.Identity(), "layer", scale_in_gradient=False)
     signs = activation_bits == 1 and activation_levels == "sign"
     levels = ops.ClippedSTE() if signs else ops.UniformActivation(activation_bits)
     return Method(

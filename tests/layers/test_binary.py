@@ -321,7 +321,9 @@ def test_a_progress_that_is_no_share_is_refused_where_it_is_known(layer, progres
     layer.apply(variables, a, train=True, progress=1 + 1e-7)
 
 
-@pytest.mark.parametrize("method", ["ste", "xnor_net", "irnet", "reactnet", "dsq_learned", "pcnn"])
+@pytest.mark.parametrize(
+    "method", ["ste", "dorefa", "xnor_net", "irnet", "reactnet", "dsq_learned", "pcnn"]
+)
 @pytest.mark.parametrize("train", [False, True])
 def test_a_scale_multiplies_whole_sums_of_signs(method, train, key):
     # 2 x 2 x 16 products of -1 and 1: many of their sums are 0, and are to be it exactly.

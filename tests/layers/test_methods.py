@@ -31,7 +31,7 @@ ROWS = {
     "identity": Method(Quantizer(SIGN, "layer", scale_in_gradient=False), Quantizer(SIGN)),
     "ste": Method(Quantizer(CLIP, "layer", scale_in_gradient=False), Quantizer(CLIP)),
     "binarynet": Method(Quantizer(SIGN), Quantizer(CLIP), latent_rule=ops.ClipLatents(1.0)),
-    "dorefa": Method(Quantizer(ops.Scaled(SIGN, "layer")), Quantizer(CLIP)),
+    "dorefa": Method(Quantizer(SIGN, "layer", scale_in_gradient=False), Quantizer(CLIP)),
     "xnor_net": Method(
         Quantizer(CLIP, "filter", normalize=CenteredWeights(1.0), scale_gradient=True),
         Quantizer(CLIP),
