@@ -541,7 +541,7 @@ class _Graph:
         return self._bipolar(x, high)
 
     # A method for each of the other primitives, by its name. They take the equation and the values
-    # that it reads, and return the name of the result, or names of several.
+    # that it reads, and return the result, by its name or as a value, or the names of several.
 
     def _of_argmax(self, equation: Any, value: _Value, operator: str = "ArgMax") -> str:
         (axis,), dtype = equation.params["axes"], equation.params["index_dtype"]
@@ -824,8 +824,8 @@ class _Graph:
         if places == tuple(range(len(places))):
             return _Value(tuple(shape), name)
         value = _Value(tuple(shape), name, order=places)
-        # Nothing is moved before an operator asks for it, and mostly none does. Some of
-        # QONNX's tools expect channels last wherever numbers of channels are added or multiplied.
+        # Nothing is moved before an operator asks for it, and mostly none does. Some of QONNX's
+        # tools expect channels last wherever numbers of channels are added or multiplied.
         return _Value(value.shape, self.name_of(value)) if self._is_qonnx else value
 
 

@@ -15,7 +15,7 @@ from fda_jax.ops.native import (
     WEIGHT_GRADIENT,
     choose,
 )
-from fda_jax.ops.products import scaled, scaled_gradients
+from fda_jax.ops.products import check_scale, scaled, scaled_gradients
 
 # The largest stride that the kernel of the forward pass takes.
 _MOST_STRIDE = 2
@@ -63,12 +63,13 @@ def convolve(
       (batch, (height + top + bottom - kernel height) // s + 1, ..., filters), of the dtype of x.
 
     Raises:
-      ValueError: a stride below 1, or a negative padding.
+      ValueError: a stride below 1, a negative padding, or a scale of another shape.
 
     Laws: equal to XLA's convolution and its derivatives for every shape, stride and padding, to
       float32 rounding of the largest sum; gradients do not depend on the number of threads.
     """
     check_geometry(stride, padding)
+    check_scale(scale, w.shape[3])
     return scaled(_xla(x, w, stride, padding), scale)
 
 
@@ -95,6 +96,7 @@ def _forward(
     scale_in_gradient: bool,
 ) -> tuple:
     check_geometry(stride, padding)
+    check_scale(scale, w.shape[3])
     on_cpu, elsewhere = _programs(x.shape, w.shape, stride, padding)
     scales = () if scale is None else (jnp.broadcast_to(scale, w.shape[3:]),)
     y = choose(

@@ -27,13 +27,30 @@ def multiply(
 
     Returns:
       (..., outputs), of the dtype of x.
+
+    Raises:
+      ValueError: a scale of another shape.
     """
+    check_scale(scale, w.shape[-1])
     return x @ w if scale is None else _multiply(x, w, scale, scale_in_gradient)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _multiply(x: jax.Array, w: jax.Array, scale: jax.Array, scale_in_gradient: bool) -> jax.Array:
     return (x @ w) * scale
+
+
+def check_scale(scale: jax.Array | None, filters: int) -> None:
+    """Refuse a scale that would be spread over something else than filters.
+
+    Raises:
+      ValueError: names its shape, those that it may have, and the remedy.
+    """
+    if scale is not None and jnp.shape(scale) not in ((), (filters,)):
+        raise ValueError(
+            f"the scale has shape {jnp.shape(scale)}, but {filters} filters take () or "
+            f"({filters},): give one number, or one for each"
+        )
 
 
 def scaled(y: jax.Array, scale: jax.Array | None) -> jax.Array:

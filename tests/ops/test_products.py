@@ -70,6 +70,22 @@ def test_devices_add_up_the_gradients_of_what_they_share(checked):
         np.testing.assert_allclose(ours, reference, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1,), (4, 1), (1, 3)])
+def test_a_scale_of_something_else_than_filters_is_refused(shape):
+    x, w, scale = jnp.ones((4, 4, 4, 5)), jnp.ones((1, 1, 5, 3)), jnp.ones(shape)
+
+    def convolved(w):
+        return ops.convolve(x, w, 1, ((0, 0), (0, 0)), scale)
+
+    for call in (
+        lambda: ops.multiply(x, w[0, 0], scale),
+        lambda: convolved(w),
+        lambda: jax.vjp(convolved, w),
+    ):
+        with pytest.raises(ValueError, match=r"3 filters take \(\) or \(3,\): give one number"):
+            call()
+
+
 def test_second_derivatives_are_exact():
     x, w, scale, _ = (jnp.asarray(a, jnp.float32) for a in operands((4, 5), 3, False))
     ours = jax.jacrev(jax.grad(lambda s: jnp.sum(ops.multiply(x, w, s) ** 4)))(scale)

@@ -34,6 +34,8 @@ ffi::Error forward(ffi::ThreadPool pool, Array x, Array w, Result y, int64_t str
 
 ffi::Error scaled_forward(ffi::ThreadPool pool, Array x, Array w, Array scale, Result y,
                           int64_t stride, int64_t top, int64_t left) {
+  if (static_cast<int64_t>(scale.element_count()) != shape_of(y->dimensions()).channels)
+    return ffi::Error::InvalidArgument("there is not one scale for each filter");
   return forward_with(pool, x, w, scale.typed_data(), y, stride, top, left);
 }
 
@@ -60,32 +62,25 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, Array x, Array g, Result dw, in
   return ffi::Error::Success();
 }
 
-auto binding() {
-  return ffi::Ffi::Bind()
-      .Ctx<ffi::ThreadPool>()
-      .Arg<Array>()
-      .Arg<Array>()
-      .Ret<Array>()
-      .Attr<int64_t>("stride")
-      .Attr<int64_t>("top")
-      .Attr<int64_t>("left");
+auto two_arrays() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>(); }
+
+// What a convolution takes beside its arrays, and what it makes.
+template <class Arrays>
+auto convolving(Arrays arrays) {
+  return std::move(arrays)
+      .template Ret<Array>()
+      .template Attr<int64_t>("stride")
+      .template Attr<int64_t>("top")
+      .template Attr<int64_t>("left");
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_forward, forward, binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_forward, forward, convolving(two_arrays()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_scaled_forward, scaled_forward,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Attr<int64_t>("stride")
-                                  .Attr<int64_t>("top")
-                                  .Attr<int64_t>("left"));
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_input_gradient, input_gradient, binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_weight_gradient, weight_gradient, binding());
+                              convolving(two_arrays().Arg<Array>()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_input_gradient, input_gradient, convolving(two_arrays()));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(fda_jax_weight_gradient, weight_gradient, convolving(two_arrays()));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     fda_jax_channel_sums, channel_sums,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<Array>().Arg<Array>().Ret<Array>());

@@ -150,8 +150,8 @@ inline void multiply(const float* tiles, int64_t blocks, const float* weights, f
 }
 
 // The forward pass; `weight(tap, input, output)` is the kernel, and `scale` multiplies the outputs'
-// sums, if it is there. Tiles go in groups of kLanes; some
-// groups, transformed, and their products for kLanes outputs stay in the second-level cache.
+// sums, if it is there. Tiles go in groups of kLanes; some groups, transformed, and their products
+// for kLanes outputs stay in the second-level cache.
 template <class Weight>
 void convolve(ffi::ThreadPool& pool, const Tiles& tiles, const float* images, const Weight& weight,
               const float* scale, float* results) {
