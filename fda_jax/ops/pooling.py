@@ -144,13 +144,10 @@ def mean_pool(x: jax.Array, window: int) -> jax.Array:
     Returns:
       (batch, ceil(height / window), ceil(width / window), channels), of the dtype of x.
     """
-    batch, height, width, channels = x.shape
-    rows, columns = -(-height // window), -(-width // window)
-    behind = [(0, count * window - size) for count, size in ((rows, height), (columns, width))]
-    whole = jnp.pad(x, ((0, 0), *behind, (0, 0)))
-    pixels = whole.reshape(batch, rows, window, columns, window, channels)
-    held = [
-        np.minimum(window, size - window * np.arange(count))
-        for count, size in ((rows, height), (columns, width))
-    ]
-    return jnp.sum(pixels, axis=(2, 4)) / jnp.asarray(np.outer(*held)[..., None], x.dtype)
+    image = x.shape[1:3]
+    behind = [(0, -size % window) for size in image]
+    sides, padding = (1, window, window, 1), ((0, 0), *behind, (0, 0))
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    sums = jax.lax.reduce_window(wide, np.zeros((), wide.dtype), jax.lax.add, sides, sides, padding)
+    held = [np.minimum(window, size - np.arange(0, size, window)) for size in image]
+    return (sums / np.outer(*held)[..., None].astype(wide.dtype)).astype(x.dtype)
