@@ -27,6 +27,8 @@ STEP_FROM = ("latent", "quantized")
 # step starts at the signs from then on, and one that is larger than they are flips them. Nor is
 # there that code's clip to [-1, 1] after each proximal map.
 FREEZE = 0.667
+# The last float32 below 1: a run takes its last gradient before progress 1.
+_LAST = 1.0 - 2.0**-24
 
 
 def proximal_map(w: jax.Array, rho: jax.Array | float, varrho: jax.Array | float) -> jax.Array:
@@ -132,7 +134,7 @@ class Synthesized:
 
     Forward: T(mu P(x)) for progress < 1, T the transform's twin and P the proximal map's forward;
       sign(x) at progress 1, which is evaluation
-    Slope:   mu T'(mu P(x)), T' the transform's slope
+    Slope:   mu T'(mu P(x)), T' the transform's slope; at progress 1 that of the last step
     Source:  ProxConnect++ (arXiv 2402.17710). BNN++ is T = SignSwish with P = identity: BNN+ with
       the function in the forward pass that its backward pass differentiates. mu grows on a
       straight line; its ends are our choice.
@@ -170,6 +172,7 @@ class Synthesized:
 
     def slope(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         """See `Rule.slope`."""
+        progress = jnp.minimum(progress, _LAST)
         mu = _linear(self.mu_start, self.mu_end, progress)
         return mu * self.transform.slope(self._inside(x, progress), progress)
 

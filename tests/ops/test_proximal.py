@@ -159,6 +159,13 @@ def test_the_backward_pass_of_a_synthesized_pair_differentiates_its_forward_pass
     np.testing.assert_allclose(forward, swish(6.4 * GRID.astype(np.float64)), atol=1e-5)
 
 
+def test_the_backward_pass_of_a_synthesized_pair_ends_as_that_of_its_last_step() -> None:
+    slope = compiled(BNN_PLUS_PLUS)(GRID, 1.0)[1]
+    u = 10 * GRID.astype(np.float64)
+    expected = 10 * (2 - u * np.tanh(u / 2)) / (1 + np.cosh(u))
+    np.testing.assert_allclose(slope, expected, atol=2e-5)
+
+
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 @pytest.mark.parametrize("rule", [r for r in RULES if not isinstance(r, Scaled)], ids=repr)
 def test_the_pairs_of_the_family_meet_the_criterion(rule, progress: float) -> None:
