@@ -35,7 +35,8 @@ class LatentRule(Protocol):
 class ClipLatents:
     """Latent weights stay in [-bound, bound], so that none drifts out of a window's reach.
 
-    A training step adds what this changes, so that a weight may end one rounding beyond.
+    A training step adds what this changes, so that a weight may end one rounding beyond, where it
+    has moved by more than half the bound at once.
 
     Update: w <- clip(w + delta, -bound, bound)
     Source: BinaryConnect (arXiv 1511.00363), section 2.4; BinaryNet (arXiv 1602.02830), Alg. 1.
