@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fda_jax import ops
 from fda_jax.layers.normalize import StandardizedFilters
+from fda_jax.ops.stages import stages_behind
 
 ALTERNATIONS = 3
 
@@ -111,7 +112,7 @@ class RotatedWeights(nn.Module):
         # Of which share of the run they are; a float, as all statistics that are averaged.
         refit = self.variable("batch_stats", "refit", lambda: jnp.full((), -1.0, jnp.float32))
         if train and not self.is_initializing():
-            share = jnp.floor(jnp.asarray(progress, jnp.float32) * self.refits)
+            share = stages_behind(progress, self.refits)
             first.value, second.value = jax.lax.cond(
                 share != refit.value,
                 fit_rotation,

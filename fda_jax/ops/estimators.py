@@ -11,6 +11,7 @@ import numpy as np
 
 from fda_jax.ops.fourier import check_series, square_wave, square_wave_slope
 from fda_jax.ops.periodic import Periodic
+from fda_jax.ops.stages import stages_behind
 from fda_jax.ops.surrogate import Estimator, sign
 
 MOST_TERMS = 1000
@@ -64,8 +65,7 @@ class Fourier(Estimator):
     def num_terms(self, progress: jax.Array | float) -> jax.Array:
         """N at this progress: a whole float32 scalar, every value for an equal share of a run."""
         stages = self.num_terms_end - self.num_terms_start + 1
-        stage = jnp.floor(jnp.asarray(progress, jnp.float32) * stages)
-        return self.num_terms_start + jnp.clip(stage, 0, stages - 1)
+        return self.num_terms_start + jnp.clip(stages_behind(progress, stages), 0, stages - 1)
 
     def slope(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         slope = square_wave_slope(x, self.num_terms(progress), self.omega)

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from fda_jax.ops.stages import stages_behind
 from fda_jax.ops.surrogate import Rule, sign
 
 
@@ -109,7 +110,7 @@ class Bop:
         self, w: jax.Array, delta: jax.Array, gradient: jax.Array, memory: Any, progress: jax.Array
     ) -> tuple[jax.Array, Any]:
         """See `LatentRule.update`."""
-        fifths = jnp.minimum(jnp.floor(5.0 * jnp.asarray(progress, jnp.float32)), 4.0)
+        fifths = jnp.minimum(stages_behind(progress, 5), 4.0)
         gamma = self.gamma * self.decay**fifths
         average = (1.0 - gamma) * memory + gamma * gradient
         w = sign(w)
