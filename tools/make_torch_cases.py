@@ -1,6 +1,6 @@
 """Makes tests/layers/cases/*.json with PyTorch. Run: python tools/make_torch_cases.py.
 
-Needs numpy and torch (`pip install torch`; 2.13.0 made the files that are kept). The tests that
+Needs numpy and torch (`pip install torch`; 2.14.1 makes the files that are kept). The tests that
 read the files do not. A file is one call of a binary 3x3 convolution in training: the output, and
 the gradients of sum(output * cotangent), computed in float64 from the formulas of the papers, with
 nothing from fda_jax. inputs.json holds what goes into all of them, and a file the parameters that
@@ -34,7 +34,7 @@ Quantize = Callable[[Tensor, Tensor, Params, float], tuple[Tensor, Tensor]]
 
 
 class TooCloseError(Exception):
-    """A value lies on a kink: the numbers must be drawn again."""
+    """A value lies on a kink, or a gradient is 0: the numbers must be drawn again."""
 
 
 def clear_of(x: Tensor, *kinks: Tensor | float) -> Tensor:
@@ -417,6 +417,67 @@ def rbnn(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor,
     return signs_with_slope(standard, max(t, 1.0)), binary_w
 
 
+def proximal(w: Tensor, rho: float, varrho: float) -> Tensor:
+    """ProxConnect (arXiv 2110.13220): the sign within rho of +-1, a line from +-varrho at 0."""
+    size = clear_of(w, 0.0).abs()
+    clear_of(size, 1 - rho, 1 + rho)
+    line = varrho + (1 - varrho) * size / (1 - rho)
+    outer = 1 + torch.clamp(size - 1 - rho, min=0.0)
+    return torch.sign(w) * torch.where(size < 1 - rho, line, outer)
+
+
+def proxconnect(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
+    """ProxConnect: rho from 0 to 2, varrho from 0 to 1, in units of mean |w|."""
+    unit = w.abs().mean().detach()
+    forward = Rounded.apply(w, lambda w: unit * proximal(w / unit, 2 * progress, progress))
+    return clipped_sign(a), forward
+
+
+def proxquant(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
+    """ProxQuant (arXiv 1810.00861): the soft threshold of the distance from the sign."""
+    unit, strength = w.abs().mean().detach(), 0.5 * progress
+
+    def quantize(w: Tensor) -> Tensor:
+        signs = torch.sign(clear_of(w, 0.0))
+        rest = clear_of(w / unit - signs, -strength, strength)
+        return unit * (signs + torch.sign(rest) * torch.clamp(rest.abs() - strength, min=0.0))
+
+    return clipped_sign(a), Rounded.apply(w, quantize)
+
+
+def abc_net(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
+    """ABC-Net (arXiv 1711.11294): three bases of each, by least squares and by trained factors."""
+    mean, std = w.detach().mean(), w.detach().std(correction=0)
+    bases = torch.stack(
+        [Rounded.apply(clear_of(w - mean + u * std, 0.0), torch.sign) for u in (-1.0, 0.0, 1.0)]
+    )
+    columns = bases.detach().reshape(3, -1).T
+    factors = torch.linalg.lstsq(columns, w.detach().reshape(-1, 1)).solution.reshape(3, 1, 1, 1, 1)
+    terms = []
+    for factor, shift in zip(params["activation/scale"], params["activation/shift"], strict=True):
+        clipped = torch.clamp(clear_of(a + shift, 0.0, 0.5, 1.0), 0.0, 1.0)
+        terms.append(factor * Rounded.apply(clipped, lambda x: torch.sign(x - 0.5)))
+    return torch.stack(terms).sum(0), (factors * bases).sum(0)
+
+
+def pcnn(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
+    """PCNN (arXiv 1811.12755): the gradient is that of the product with the projection matrix."""
+    matrix = params["weight/projection"]
+    binary = torch.sign(matrix.mean() * clear_of(w, 0.0)).detach()
+    clamped = torch.clamp(clear_of(matrix * w, -1.0, 1.0), -1.0, 1.0)
+    return clipped_sign(a), Times.apply(Rounded.apply(clamped, lambda _: binary), w.abs().mean())
+
+
+def lns(a: Tensor, w: Tensor, params: Params, progress: float) -> tuple[Tensor, Tensor]:
+    """LNS (arXiv 2010.04871), second stage: signs of w + relu(w W1) W2 of the whole filter."""
+    # A filter is flattened in the order (height, width, in).
+    filters = w.permute(0, 2, 3, 1)
+    rows = filters.reshape(FILTERS, -1)
+    hidden = torch.relu(clear_of(rows @ params["weight/w1"], 0.0))
+    mapped = (rows + hidden @ params["weight/w2"]).reshape(filters.shape).permute(0, 3, 1, 2)
+    return clipped_sign(a), magnitude(w).detach() * clipped_sign(mapped)
+
+
 def fourier_sign(x: Tensor, progress: float) -> Tensor:
     """FDA-BNN, Eq. 10: (4 omega / pi) sum over i of cos((2i + 1) omega x), omega = 0.1, |x| <= 1.
 
@@ -503,6 +564,7 @@ NOISE = {
     "weight/noise/w1": (9 * CHANNELS, 2),
     "weight/noise/w2": (2, 9 * CHANNELS),
 }
+MAPPING = {"weight/w1": (9 * CHANNELS, 2), "weight/w2": (2, 9 * CHANNELS)}
 # By the name of the file.
 CASES = {
     "ste": Case("ste", ste),
@@ -566,6 +628,16 @@ CASES = {
         progress=0.3,
         params=NOISE,
     ),
+    "proxconnect": Case("proxconnect", proxconnect, {"varrho_end": 1.0}, progress=0.2),
+    "proxquant": Case("proxquant", proxquant, {"strength": 0.5}, progress=0.6),
+    "pcnn": Case("pcnn", pcnn, params={"weight/projection": (3, 3)}),
+    "abc_net": Case(
+        "abc_net",
+        abc_net,
+        {"weight_bases": 3, "activation_bases": 3},
+        params={"activation/scale": (3,), "activation/shift": (3,)},
+    ),
+    "lns": Case("lns", lns, {"reduction": 13}, params=MAPPING),
 }
 
 
@@ -582,6 +654,7 @@ def draw(seed: int) -> tuple[dict, dict]:
         "cotangent": normal(BATCH, HEIGHT, WIDTH, FILTERS),
     }
     scales = {*GAMMA, "weight/scale", "weight/theta", "activation/alpha"}
+    scales |= {"activation/scale", "weight/projection"}
     params = {
         name: {
             path: normal(*shape, spread=0.3, mean=1.0 if path in scales else 0.0)
@@ -624,6 +697,8 @@ def compute(case: Case, inputs: dict, params: dict) -> dict:
 
 def rounded(x: Tensor) -> list:
     """Nested lists of the values of x, to a millionth of the largest."""
+    if not torch.any(x):
+        raise TooCloseError
     decimals = 6 - math.floor(math.log10(x.abs().max()))
     # Adding 0 turns -0 into 0.
     return (np.round(x.numpy(), decimals) + 0.0).tolist()

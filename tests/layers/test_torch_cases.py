@@ -18,6 +18,8 @@ from fda_jax.layers import BinaryConv, make_method
 
 CASES = Path(__file__).parent / "cases"
 NAMES = sorted(path.stem for path in CASES.glob("*.json") if path.stem != "inputs")
+# Half a second of compilation each; their parts have tests of their own.
+SLOW = {"abc_net", "lns", "pcnn", "proxconnect", "proxquant"}
 
 
 def read(name: str) -> dict:
@@ -88,7 +90,9 @@ def distances(case: dict) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in NAMES]
+)
 def test_output_and_gradients_are_those_of_torch(name: str) -> None:
     assert {what: far for what, far in distances(read(name)).items() if not far < 1e-5} == {}
 
