@@ -12,6 +12,7 @@ python train.py --sweep=configs/sweeps/methods.py --workdir=runs/methods --only=
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -71,7 +72,6 @@ def main(argv: list[str]) -> int:
         sys.exit(f"error: unknown arguments {argv[1:]}: overrides are --config.KEY=VALUE")
     if not WORKDIR.value:
         sys.exit("error: --workdir is empty: give the run's folder, e.g. --workdir=runs/x")
-    workdir = os.path.expanduser(WORKDIR.value)  # which a shell leaves to us behind a =
     config = None if CONFIG.value is None else CONFIG.value.to_dict()
     if SWEEP.value is not None and (config is not None or MODE.value != "train"):
         sys.exit("error: --sweep names its configurations itself, and trains: leave the rest")
@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
             heap.reuse_pages()
             failures = sweep.train(
                 asked,
-                workdir,
+                WORKDIR.value,
                 seeds=SEEDS.value,
                 shard=SHARD.value,
                 only=ONLY.value,
@@ -118,9 +118,9 @@ def main(argv: list[str]) -> int:
             return 1 if failures else 0
         heap.reuse_pages()
         if MODE.value == "eval":
-            experiment.evaluate(config, workdir, data_dir=DATA_DIR.value)
+            experiment.evaluate(config, WORKDIR.value, data_dir=DATA_DIR.value)
         elif config is not None:
-            experiment.train(config, workdir)
+            experiment.train(config, WORKDIR.value)
     except experiment.USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -135,7 +135,7 @@ def parse_flags(argv: list[str]) -> list[str]:
             # Its knobs stand in the configuration, which has those of another.
             sys.exit(f"error: {word}: a method is chosen by FILE.py:{method or 'METHOD'}")
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([_at_home(word) for word in argv])
         if CONFIG.value is not None:
             CONFIG.value.to_dict()  # where a file that could not be read is told
         return rest
@@ -174,6 +174,12 @@ def parse_flags(argv: list[str]) -> list[str]:
             file=sys.stderr,
         )
         sys.exit(1)
+
+
+def _at_home(word: str) -> str:
+    """A flag's word, the ~ of whose path a shell leaves to us behind the =; that of a key of the
+    configuration means the home folder of each machine, and stays."""
+    return re.sub(r"^(--?\w+=)(~.*)", lambda found: found[1] + os.path.expanduser(found[2]), word)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ JAX's sides alternate in one process; PyTorch's, if there is an interpreter for 
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,11 @@ def fast_cosine(angle: jax.Array) -> jax.Array:
 
 def main() -> None:
     parser = record.parser(__doc__)
-    parser.add_argument("--torch-python", help="interpreter that has PyTorch; none leaves it out")
+    parser.add_argument(
+        "--torch-python",
+        type=os.path.expanduser,
+        help="interpreter that has PyTorch; none leaves it out",
+    )
     args = parser.parse_args()
     size = TINY if args.tiny else Size()
     made = record.Record(NAME, "What does the Fourier slope cost beside clipped STE, by N?")

@@ -29,7 +29,7 @@ import sides
 from fda_jax import data
 from fda_jax.data.specs import SPECS
 from fda_jax.experiment import loop, setup
-from fda_jax.experiment.folder import RunFolder
+from fda_jax.experiment.folder import RunFolder, from_words
 from fda_jax.training import feed
 from fda_jax.training.checkpoints import Checkpoints
 
@@ -45,7 +45,7 @@ WIDTH, HEIGHT, QUALITY = 500, 375, 90
 
 def main() -> None:
     parser = record.parser(__doc__)
-    parser.add_argument("--images", type=Path, help="folder of train/ and val/ class folders")
+    parser.add_argument("--images", type=from_words, help="folder of train/ and val/ class folders")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each turn")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each kind")
     args = parser.parse_args()

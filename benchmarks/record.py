@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fda_jax.experiment.environment import environment
+from fda_jax.experiment.folder import from_words
 
 
 def parser(doc: str) -> argparse.ArgumentParser:
@@ -18,7 +19,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
         epilog=doc.partition("\n\n")[2],
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--out", type=Path, required=True, help="folder of the results")
+    made.add_argument("--out", type=from_words, required=True, help="folder of the results")
     made.add_argument(
         "--tiny",
         action="store_true",

@@ -129,7 +129,10 @@ class Company:
 def add_torch_python(parser: argparse.ArgumentParser) -> None:
     """The flag that says where PyTorch is."""
     parser.add_argument(
-        "--torch-python", default=sys.executable, help="an interpreter that has PyTorch"
+        "--torch-python",
+        type=os.path.expanduser,
+        default=sys.executable,
+        help="an interpreter that has PyTorch",
     )
 
 

@@ -105,7 +105,7 @@ def main() -> None:
         default=["reduce-overhead"],
         help="of torch.compile; max-autotune-no-cudagraphs takes minutes to be ready",
     )
-    parser.add_argument("--torch-python", default=sys.executable, help="interpreter of the peer")
+    sides.add_torch_python(parser)
     parser.add_argument("--serial", action="store_true", help="start the sides one by one")
     parser.add_argument(
         "--at-once",

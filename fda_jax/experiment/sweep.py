@@ -378,7 +378,8 @@ def _base(name: str, beside: Path) -> tuple[Callable[[str], Any], str]:
 
 def _configuration(file: str, beside: Path) -> ModuleType:
     if file.endswith(".py"):
-        places = (beside / file, Path(file))
+        path = Path(file).expanduser()
+        places = (beside / path, path)
         for place in places:
             if place.is_file():
                 return _run_file(place, f"configuration_{place.stem}")

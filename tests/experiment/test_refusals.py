@@ -474,7 +474,7 @@ def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
         (["--config=README.md", "--config.seed=1"], ["error: the file of --config is not Python"]),
         ([], ["error: --config is missing"]),
         (["--workdir=", "--mode=eval"], ["error: --workdir is empty"]),
-        (["--workdir=~/nothing", "--mode=eval"], [f"{Path.home()}/nothing holds no run"]),
+        (["--config=~/nothing.py"], [f"{Path.home()}/nothing.py"]),
         (
             ["--config=configs/digits_resnet.py", "--config.optimizer.decay_groups=binary,reel"],
             ["optimizer.decay_groups is 'reel'"],

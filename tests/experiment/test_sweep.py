@@ -106,19 +106,20 @@ def test_a_base_is_also_named_by_its_file_and_method(tmp_path):
     }
 
 
-@pytest.mark.parametrize("place", ["beside", "beside/below", "current"])
-def test_a_base_may_be_a_file_beside_the_sweep_or_in_the_current_folder(
+@pytest.mark.parametrize("place", ["beside", "beside/below", "current", "home"])
+def test_a_base_may_be_a_file_beside_the_sweep_or_in_the_current_folder_or_at_home(
     tmp_path, monkeypatch, place
 ):
-    for folder in ("beside/below", "current"):
+    for folder in ("beside/below", "current", "home"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "current")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / place / "mycfg.py").write_text(
         "from digits_resnet import get_config as digits\n\n\n"
         "def get_config(arg=''):\n    config = digits(arg)\n    config.train.epochs = 7\n"
         "    return config\n"
     )
-    name = "below/mycfg.py" if "below" in place else "mycfg.py"
+    name = {"beside/below": "below/mycfg.py", "home": "~/mycfg.py"}.get(place, "mycfg.py")
     path = write(tmp_path / "beside", {"a": {}, "b": {"method": "fda"}}, base=f"'{name}:ste'")
     configs = sweep.read(path).configs
     assert [config["method"]["name"] for config in configs.values()] == ["ste", "fda"]
