@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +27,8 @@ from fda_jax.training.step import Batch, Health, make_eval_step, make_train_call
 
 # What a key is for; each is folded into the root key, so no two uses share random numbers.
 INIT, AUGMENT, PROBE = 0, 1, 2
+# Seconds within which several signals ask for one thing.
+ONE_REQUEST = 1.0
 
 
 @dataclasses.dataclass
@@ -318,13 +321,15 @@ class Trainer:
 
 
 class Stop:
-    """Turns SIGTERM and the first Ctrl-C into a request to stop after the call under way.
+    """Turns SIGTERM or Ctrl-C into a request to stop after the call under way.
 
-    Further SIGTERMs change nothing: whoever ends a group of processes may send each several.
+    A further one ends the process at once; not within a second of the first, for whoever ends a
+    group of processes, as `timeout` does, may send each several.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._since = math.inf
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Stop":
@@ -341,8 +346,10 @@ class Stop:
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         self.asked = True
-        if number == signal.SIGINT:
-            signal.signal(number, self._before[signal.SIGINT])
+        self._since = min(self._since, time.monotonic())
+        if time.monotonic() - self._since > ONE_REQUEST:
+            signal.signal(number, self._before[signal.Signals(number)])
+            signal.raise_signal(number)
 
 
 def make_call(experiment: Experiment) -> Callable[..., tuple[TrainState, Metrics, Health]]:

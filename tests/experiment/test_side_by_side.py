@@ -105,22 +105,25 @@ def test_a_worker_says_why_its_run_failed(tmp_path, monkeypatch, capsys, error):
     assert ("Traceback" in said.err) == isinstance(error, RuntimeError)
 
 
-def test_a_second_sigterm_ends_no_process_that_saves_and_a_second_ctrl_c_does():
-    ended = []
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_of_one_second_ask_to_stop_and_a_later_one_ends_the_process(number, monkeypatch):
+    ended, now = [], [0.0]
+    monkeypatch.setattr("fda_jax.experiment.loop.time.monotonic", lambda: now[0])
     before = {
         number: signal.signal(number, lambda number, _: ended.append(number))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
         with Stop() as stop:
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGTERM)
+            for now[0] in (10.0, 10.9):
+                for each in before:
+                    os.kill(os.getpid(), each)
             assert (stop.asked, ended) == (True, [])
-            for _ in range(2):
-                os.kill(os.getpid(), signal.SIGINT)
-            assert ended == [signal.SIGINT]
+            now[0] = 11.1
+            os.kill(os.getpid(), number)
+            assert ended == [number]
         os.kill(os.getpid(), signal.SIGTERM)
-        assert ended == [signal.SIGINT, signal.SIGTERM]
+        assert ended == [number, signal.SIGTERM]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
