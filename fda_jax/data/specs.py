@@ -1,5 +1,6 @@
 """The built-in data sets: what each one is, and the published md5 of its official files."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -151,3 +152,25 @@ _FASHION_MNIST = DatasetSpec(
 SPECS: dict[str, DatasetSpec] = {
     spec.name: spec for spec in (_DIGITS, _CIFAR10, _CIFAR100, _MNIST, _FASHION_MNIST)
 }
+
+
+def title(name: str) -> str:
+    """The data set that a name of `load` names, in whatever reader and version: "cifar10" of
+    "tfds:cifar10:3.0.2"."""
+    kind, _, rest = name.partition(":")
+    return re.sub(r"/.*|:[\d*].*", "", rest) if kind == "tfds" else name
+
+
+def statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel by which pixels in [0, 1] are normalised.
+
+    Args:
+        name: of `title`.
+        channels: of the images.
+    """
+    spec = SPECS.get(name)
+    if spec is not None and len(spec.mean) == channels:
+        return spec.mean, spec.std
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (0.5,) * channels, (0.5,) * channels

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fda_jax.data.errors import DataError, require
-from fda_jax.data.specs import IMAGENET_MEAN, IMAGENET_STD, SPECS
+from fda_jax.data.specs import statistics
 from fda_jax.data.splits import ArraySplit, Dataset, Split, StreamSplit, array_split
 
 MAX_RESIDENT_EXAMPLES = 100_000
@@ -102,7 +102,7 @@ def load_tfds(name: str, directory: Path, *, image_size: int, num_threads: int) 
     }
     resident = _fits_in_memory(shape, sum(map(len, sources.values())))
     shape = shape if resident else (image_size, image_size, 3)
-    mean, std = _statistics(builder.name, shape[-1])
+    mean, std = statistics(builder.name, shape[-1])
 
     def split(part: str) -> Split:
         if resident:
@@ -213,12 +213,3 @@ def _decode_all(
         num_classes=examples.num_classes,
         name=examples.name,
     )
-
-
-def _statistics(name: str, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    spec = SPECS.get(name)
-    if spec is not None and len(spec.mean) == channels:
-        return spec.mean, spec.std
-    if channels == 3:
-        return IMAGENET_MEAN, IMAGENET_STD
-    return (0.5,) * channels, (0.5,) * channels

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fda_jax import data
 from fda_jax.data.loader import folder_of
+from fda_jax.data.specs import title
 from fda_jax.experiment import judged, stages
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.experiment.setup import ConfigError, Experiment
@@ -145,13 +146,17 @@ class Predecessor(FinishedRun):
         config = RunFolder(self.path, is_writer=False).config()
         if dataset.eval_split != judged.HOLDOUT or config is None:
             return
-        ours, theirs = len(dataset.test), judged.holdout(config)
-        if ours != theirs and _are_the_same(settings, config["data"]):
-            raise ConfigError(
-                f"data.holdout is {ours}, but the run in {self.path}, where this one starts, held "
-                f"out {theirs or 'none'} of these images and was trained on the others: start from "
-                f"one with --config.data.holdout={ours}, or be judged by the test set"
-            )
+        ours, theirs, name = len(dataset.test), judged.holdout(config), config["data"]["name"]
+        # Each reader has the same images in an order of its own, and so holds out others.
+        in_order = _are_in_order(settings, config["data"])
+        if ours == theirs if in_order else title(name) != title(settings["name"]):
+            return
+        raise ConfigError(
+            f"data.holdout is {ours}, but the run in {self.path}, where this one starts, held out "
+            f"{theirs or 'none'} of these images{'' if in_order else f', in the order of {name},'} "
+            f"and was trained on the others: start from one of {settings['name']} with "
+            f"--config.data.holdout={ours}, or be judged by the test set"
+        )
 
     def values(self, experiment: Experiment) -> dict[str, Any]:
         """The "params" and "batch_stats" to start from.
@@ -190,8 +195,8 @@ class Predecessor(FinishedRun):
         return arrays
 
 
-def _are_the_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two groups data name the same data, in whatever words."""
+def _are_in_order(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two groups data name the same images in the same order, in whatever words."""
     places = [folder_of(each["name"], each["dir"]) for each in (one, other)]
     resolved = {path.resolve() for path in places if path is not None}
     return one["name"] == other["name"] or (None not in places and len(resolved) == 1)

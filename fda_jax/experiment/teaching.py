@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from fda_jax.data.specs import statistics, title
 from fda_jax.experiment import saved
 from fda_jax.experiment.folder import RunFolder
 from fda_jax.experiment.inherit import FinishedRun
@@ -49,7 +50,8 @@ def find(experiment: Experiment, config: Mapping[str, Any], workdir: Path) -> Pa
     Args: as of `engage`.
 
     Raises:
-      ConfigError: no finished run lies there, or one on data of other classes.
+      ConfigError: no finished run lies there, or one on data of other classes or normalised
+        otherwise.
     """
     given = config["train"]["teacher"]
     if not given:
@@ -65,5 +67,14 @@ def find(experiment: Experiment, config: Mapping[str, Any], workdir: Path) -> Pa
             f"train.teacher is {given!r}, but {run.path} was trained on other classes ({only[0]}) "
             f"than this run's data have ({only[1]}): set --config.train.teacher to a run on the "
             "same classes"
+        )
+    name = (RunFolder(run.path, is_writer=False).config() or config)["data"]["name"]
+    data = experiment.dataset
+    normalised = statistics(title(name), len(data.mean))
+    if normalised != (tuple(data.mean), tuple(data.std)):
+        raise ConfigError(
+            f"train.teacher is {given!r}, but {run.path} was trained on {name}, whose pixels are "
+            f"normalised by mean and deviation {normalised}, and this run's are by "
+            f"{data.mean, data.std}: set --config.train.teacher to a run on data normalised alike"
         )
     return run.path

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 
@@ -139,6 +140,22 @@ def test_other_words_for_the_same_images_do_not_hide_that_they_were_seen(
     with pytest.raises(setup.ConfigError, match="held out none of these images"):
         before.check(built, settings)
     before.check(built, {**settings, "name": "folder:others"})
+    # Each reader has an order of its own, and so another choice of as many.
+    for theirs, ours, count, is_refused in (
+        ("cifar10", "tfds:cifar10", HELD_OUT, True),
+        ("tfds:cifar10/3.0.2", "cifar10", HELD_OUT, True),
+        ("tfds:cifar10", "tfds:cifar10:3.0.2", 0, True),
+        ("tfds:cifar10", "tfds:cifar10", HELD_OUT, False),
+        ("tfds:cifar10", "tfds:cifar100", 0, False),
+    ):
+        recorded["data"] |= {"name": theirs, "holdout": count}
+        RunFolder(tmp_path / "before").write("config.json", recorded)
+        words = (
+            f"out {count or 'none'} of these images, in the order of {theirs}, .* of {ours} with"
+        )
+        refusal = pytest.raises(setup.ConfigError, match=words) if is_refused else nullcontext()
+        with refusal:
+            before.check(built, {"name": ours, "dir": "data"})
 
 
 def test_all_stages_are_judged_by_the_same():

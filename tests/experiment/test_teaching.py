@@ -90,9 +90,12 @@ def test_a_run_of_before_there_were_teachers_is_one_without(whole, tmp_path):
 
 @pytest.mark.usefixtures("nothing_is_compiled")
 def test_a_teacher_that_cannot_be_is_refused_with_the_place_and_a_remedy(whole, tmp_path):
-    unfinished, other = tmp_path / "unfinished", tmp_path / "other"
-    for copy in (unfinished, other):
+    unfinished, other, grey = (tmp_path / name for name in ("unfinished", "other", "grey"))
+    for copy in (unfinished, other, grey):
         shutil.copytree(whole[0], copy)
+    config = json.loads((grey / "config.json").read_text())
+    config["data"]["name"] = "tfds:emnist/digits"
+    (grey / "config.json").write_text(json.dumps(config))
     (unfinished / "result.json").unlink()
     facts = json.loads((other / "dataset.json").read_text())
     classes = ["zero", *facts["classes"][1:]]
@@ -101,6 +104,7 @@ def test_a_teacher_that_cannot_be_is_refused_with_the_place_and_a_remedy(whole, 
         ({"train.teacher": "missing"}, "missing holds no run: .*--config.train.teacher"),
         ({"train.teacher": "unfinished"}, r"no finished run \(no result.json\)"),
         ({"train.teacher": "other"}, r"other classes \(\['zero'\]\) than .*\(\['0'\]\)"),
+        ({"train.teacher": "grey"}, r"emnist/digits, .* \(\(0.5,\), .* by \(\(0.3052,\), .* alike"),
         ({"train.teacher_weight": 0.0}, r"train.teacher_weight is 0.0, .*\(0, 1\]"),
         ({"train.teacher_weight": 1.5}, "train.teacher_weight is 1.5"),
         ({"train.teacher_temperature": 0.0}, "train.teacher_temperature is 0.0, .*above 0"),
