@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fda_jax.experiment import stages
 from fda_jax.experiment.folder import leaves
 from fda_jax.layers import knobs_of
 
@@ -86,11 +87,16 @@ def idle(config: Mapping[str, Any]) -> list[str]:
     """The keys that differ from configs/base.py and have no effect, in words.
 
     Args:
-      config: of a run without stages, or of a stage.
+      config: of a run; in one with stages a key may have its effect in any of them.
 
     Returns:
       A line for each; none where every change counts.
     """
+    first, *others = map(_idle, stages.split(config) or [config])
+    return [words for words in first if all(words in other for other in others)]
+
+
+def _idle(config: Mapping[str, Any]) -> list[str]:
     values = leaves(config)
     found = []
     for key, default, counts, when in RULES:

@@ -54,7 +54,12 @@ def train(
 
 
 def _train_run(
-    config: Mapping[str, Any], experiment: Experiment, folder: RunFolder, stop: Stop | None
+    config: Mapping[str, Any],
+    experiment: Experiment,
+    folder: RunFolder,
+    stop: Stop | None,
+    *,
+    is_stage: bool = False,
 ) -> dict[str, Any] | None:
     predecessor = claim(config, experiment, folder)
     finished = folder.result()
@@ -62,7 +67,8 @@ def _train_run(
         make_terminal(experiment).line(f"{folder.path} is finished already: {_summary(finished)}")
         return finished
     experiment = teaching.engage(experiment, config, folder.path)
-    with begun(config, folder, experiment) as checkpoints, _listening(stop) as asked:
+    entered = begun(config, folder, experiment, is_stage=is_stage)
+    with entered as checkpoints, _listening(stop) as asked:
         lane = Lane(experiment, folder, checkpoints, predecessor)
         done = Trainer(lane).run(asked)
     if not done:
@@ -142,6 +148,7 @@ def begun(
     *,
     together: int = 1,
     name: str = "",
+    is_stage: bool = False,
 ) -> Iterator[Checkpoints]:
     """Lock a run's folder, record what it is made with, and open its checkpoints.
 
@@ -151,6 +158,7 @@ def begun(
       experiment: what the configuration makes.
       together: number of runs that are trained as one program.
       name: of the run on the terminal, see `Terminal`.
+      is_stage: whether it is a stage of a run, of which all has been said.
 
     Raises:
       WorkdirError: another process trains there, or has left another run there.
@@ -165,10 +173,8 @@ def begun(
             refusal = error
         if devices.any_process(refusal is not None):
             raise refusal or WorkdirError("refused, as the first process says")
-        terminal = Terminal(0, is_writer=jax.process_index() == 0, name=name)
-        _announce(terminal, config)
-        for words in idle(config):
-            terminal.line(words)
+        if not is_stage:
+            _announce(Terminal(0, is_writer=jax.process_index() == 0, name=name), config)
         before = folder.read("environment.json")
         # The most of all starts: from then on the run's time is a share of others'.
         most = max(together, (before or {}).get("together", 1))
@@ -210,7 +216,7 @@ def _train_stages(
                 terminal.line(f"stopped by a signal before {place.name}: the same command goes on")
                 return None
             terminal.line(f"{place.name} of {len(places)}")
-            result = _train_run(part, experiment, _folder(place), asked)
+            result = _train_run(part, experiment, _folder(place), asked, is_stage=True)
             if result is None:
                 return None
             results.append(result)
@@ -302,6 +308,8 @@ def _announce(terminal: Terminal, config: Mapping[str, Any]) -> None:
         terminal.line(
             f"{judged.mark(config)}, to be judged by: the test set is left for --mode=eval"
         )
+    for words in idle(config):
+        terminal.line(words)
 
 
 def _listening(stop: Stop | None) -> AbstractContextManager[Stop]:

@@ -331,6 +331,18 @@ def test_a_finished_staged_run_started_again_changes_nothing(staged, nothing_is_
         experiment.train(staged_config(other), folder)
 
 
+def test_what_has_no_effect_in_any_stage_is_said_before_the_first_and_not_again(
+    staged, tmp_path, capsys
+):
+    shutil.copytree(staged[0], tmp_path / "run")
+    for place in ("", "stage2"):
+        (tmp_path / "run" / place / "result.json").unlink()
+    experiment.train(staged_config(**{"diagnostics.probes": 2}), tmp_path / "run")
+    before, _, after = capsys.readouterr().out.partition("stage1 of 2")
+    assert "diagnostics.probes is 2, but has no effect" in before
+    assert "has no effect" not in after
+
+
 def test_a_report_shows_a_staged_run_as_one_with_its_epochs_counted_through(staged, tmp_path):
     folder, result = staged
     (run,) = tables.read_runs([folder.parent])
