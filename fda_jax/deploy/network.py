@@ -17,6 +17,7 @@ from jax import export
 from fda_jax import ops
 from fda_jax.deploy.bits import signs, unpack
 from fda_jax.ops import native
+from fda_jax.ops.checks import check_choice
 
 FORMAT = 2
 # Those of before, which are read too: 1 knows no bit arithmetic.
@@ -63,10 +64,7 @@ class PackedNetwork:
     arithmetic: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.arithmetic not in ARITHMETICS:
-            raise ValueError(
-                f"arithmetic is {self.arithmetic!r}: use one of {', '.join(ARITHMETICS)}"
-            )
+        check_choice("arithmetic", self.arithmetic, ARITHMETICS)
         missing = self.arithmetic == "bits" and self._misses()
         if missing:
             raise ValueError(f"arithmetic is 'bits', but {missing}: use 'auto' or 'real'")

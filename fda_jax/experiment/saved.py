@@ -15,6 +15,7 @@ from fda_jax.experiment import setup, stages
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from fda_jax.experiment.loop import start
 from fda_jax.experiment.setup import Experiment
+from fda_jax.ops.checks import check_choice
 from fda_jax.training.checkpoints import Checkpoints, ReplacedError
 from fda_jax.training.state import TrainState
 
@@ -44,8 +45,7 @@ class SavedRun:
           ValueError: another name.
           CheckpointError: as `state`.
         """
-        if name not in CHECKPOINTS:
-            raise ValueError(f"checkpoint is {name!r}: use one of {', '.join(CHECKPOINTS)}")
+        check_choice("checkpoint", name, CHECKPOINTS)
         self.checkpoints.reload()
         last = name == "last"
         return self.checkpoints.latest_step() if last else self.checkpoints.best_step()

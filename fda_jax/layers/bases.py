@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
+from fda_jax.ops.checks import check_choice
 from fda_jax.ops.derivatives import broadcast_like
 
 SCALES = ("layer", "filter")
@@ -36,8 +37,7 @@ class WeightBases(nn.Module):
 
     def __post_init__(self) -> None:
         _check_bases("weight_bases", self.bases)
-        if self.scale not in SCALES:
-            raise ValueError(f"scale is {self.scale!r}: use one of {', '.join(SCALES)}")
+        check_choice("scale", self.scale, SCALES)
         super().__post_init__()
 
     def __call__(self, w: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:

@@ -35,6 +35,7 @@ from fda_jax.layers.samples import StandardizedSamples
 from fda_jax.layers.shift import ShiftedSign
 from fda_jax.layers.sines import SinePenalty
 from fda_jax.layers.soft import LearnedDSQ
+from fda_jax.ops.checks import check_choice
 
 ACTIVATION_LEVELS = ("sign", "unsigned")
 LNS_STAGES = ("sign", "mapping")
@@ -237,10 +238,7 @@ def dorefa(
     One-bit activations are signs, as in the baseline of FDA-BNN, or, as in the paper, "unsigned":
     {0, 1}. Those of more bits always are.
     """
-    if activation_levels not in ACTIVATION_LEVELS:
-        raise ValueError(
-            f"activation_levels is {activation_levels!r}: use one of {', '.join(ACTIVATION_LEVELS)}"
-        )
+    check_choice("activation_levels", activation_levels, ACTIVATION_LEVELS)
     scaled_signs = Quantizer(ops.Identity(), "layer", scale_in_gradient=False)
     signs = activation_bits == 1 and activation_levels == "sign"
     levels = ops.ClippedSTE() if signs else ops.UniformActivation(activation_bits)
@@ -451,9 +449,8 @@ def reactnet(
     authors' two steps. With `slope` "fourier" and noise it is the lower starred row of FDA-BNN's
     Table 5, which replaces the gradient of the sign alone.
     """
-    for name, value, choices in (("weights", weights, WEIGHTS), ("slope", slope, REACTNET_SLOPES)):
-        if value not in choices:
-            raise ValueError(f"{name} is {value!r}: use one of {', '.join(choices)}")
+    check_choice("weights", weights, WEIGHTS)
+    check_choice("slope", slope, REACTNET_SLOPES)
     wave = ops.Fourier(omega, window, num_terms_start, num_terms_end)
     of_weights, of_activations = {
         "bireal": (ops.ClippedSTE(), ops.ApproxSign()),
@@ -597,8 +594,7 @@ def lns(
 
     `stage` is "sign" or "mapping".
     """
-    if stage not in LNS_STAGES:
-        raise ValueError(f"stage is {stage!r}: use one of {', '.join(LNS_STAGES)}")
+    check_choice("stage", stage, LNS_STAGES)
     rule = ops.ClippedSTE(window)
     if stage == "sign":
         return Method(weight=Quantizer(rule, scale), activation=Quantizer(rule))
@@ -690,8 +686,7 @@ def _at_scale(rule: ops.Rule, scale: str) -> ops.Rule:
 
 
 def _activations(activations: str, rule: ops.Rule) -> Quantizer | None:
-    if activations not in ACTIVATIONS:
-        raise ValueError(f"activations is {activations!r}: use one of {', '.join(ACTIVATIONS)}")
+    check_choice("activations", activations, ACTIVATIONS)
     return Quantizer(rule) if activations == "binary" else None
 
 

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fda_jax.ops.checks import check_choice
 from fda_jax.ops.derivatives import broadcast_like
 
 SHAPES = ("channel", "channel_height_width")
@@ -29,8 +30,7 @@ class OutputScale(nn.Module):
     shape: str = "channel_height_width"
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ValueError(f"scale_shape is {self.shape!r}: use one of {', '.join(SHAPES)}")
+        check_choice("scale_shape", self.shape, SHAPES)
         super().__post_init__()
 
     @nn.compact

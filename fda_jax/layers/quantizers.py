@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
+from fda_jax.ops.checks import check_choice
 
 SCALES = ("none", "layer", "filter", "power_of_two", "learned")
 # A frozen, hashable function of an operand and the progress.
@@ -54,11 +55,11 @@ class Noise:
     end: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_choice("noise reading", self.reading, NOISE_READINGS)
-        _check_choice("noise shortcut", self.shortcut, ops.SHORTCUTS)
-        _check_choice("noise schedule", self.schedule, ops.NOISE_SCHEDULES)
-        _check_choice("noise axis of the weights", self.weight_axis, WEIGHT_AXES)
-        _check_choice("noise axis of the activations", self.activation_axis, ACTIVATION_AXES)
+        check_choice("noise reading", self.reading, NOISE_READINGS)
+        check_choice("noise shortcut", self.shortcut, ops.SHORTCUTS)
+        check_choice("noise schedule", self.schedule, ops.NOISE_SCHEDULES)
+        check_choice("noise axis of the weights", self.weight_axis, WEIGHT_AXES)
+        check_choice("noise axis of the activations", self.activation_axis, ACTIVATION_AXES)
         if self.reduction < 1:
             raise ValueError(f"noise reduction is {self.reduction}: use a whole number >= 1")
         if not self.scale >= 0:
@@ -98,7 +99,7 @@ class Quantizer:
     penalty: Transform | None = None
 
     def __post_init__(self) -> None:
-        _check_choice("scale", self.scale, SCALES)
+        check_choice("scale", self.scale, SCALES)
         if not self.scale_in_gradient and (self.scale_gradient or self.scale == "learned"):
             raise ValueError(
                 "scale_in_gradient is False, so the weights' gradient knows nothing of the scale, "
@@ -345,7 +346,7 @@ def weight_scale(w: jax.Array, scale: str) -> jax.Array:
     Raises:
       ValueError: an unknown scale.
     """
-    _check_choice("scale", scale, SCALES[:-1])
+    check_choice("scale", scale, SCALES[:-1])
     if scale == "none":
         return jnp.ones((), w.dtype)
     axes = None if scale == "layer" else tuple(range(w.ndim - 1))
@@ -385,8 +386,3 @@ def _add(binary: jax.Array, estimate: jax.Array, noise: Noise) -> jax.Array:
         # Exactly 0 forward, the estimate's whole derivative backward.
         estimate = estimate - jax.lax.stop_gradient(estimate)
     return binary + estimate
-
-
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{what} is {value!r}: use one of {', '.join(choices)}")

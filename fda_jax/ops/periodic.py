@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fda_jax.ops.checks import check_choice
 from fda_jax.ops.surrogate import Estimator, sign
 from fda_jax.ops.trigonometry import sine
 
@@ -47,8 +48,7 @@ class Periodic(Estimator):
                 f"frequency is {self.frequency}, but radians per unit must be positive and "
                 "finite: use e.g. 20.0"
             )
-        if self.stage not in STAGES:
-            raise ValueError(f"stage is {self.stage!r}: use one of {', '.join(STAGES)}")
+        check_choice("stage", self.stage, STAGES)
 
     def forward(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         """The sine or its sign; computed in float32 for 16-bit inputs."""
@@ -99,8 +99,7 @@ def sine_moments(
     Raises:
       ValueError: an unknown distribution.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise ValueError(f"distribution is {distribution!r}: use one of {', '.join(DISTRIBUTIONS)}")
+    check_choice("distribution", distribution, DISTRIBUTIONS)
     characteristic = DISTRIBUTIONS[distribution]
     spread = jnp.asarray(frequency, jnp.float32) * scale
     mean_square = (1.0 - characteristic(2.0 * spread)) / 2.0

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fda_jax.ops.checks import check_choice
 from fda_jax.ops.estimators import ApproxSign, ClippedSTE, Identity, SignSwish
 from fda_jax.ops.latent import StepFromQuantized
 from fda_jax.ops.surrogate import Estimator, Rule, sign
@@ -203,7 +204,7 @@ class Scaled:
     per: str = "layer"
 
     def __post_init__(self) -> None:
-        _check_choice("per", self.per, GROUPS_OF_SCALE)
+        check_choice("per", self.per, GROUPS_OF_SCALE)
 
     def forward(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         """See `Rule.forward`."""
@@ -346,8 +347,8 @@ class ProxConnect:
     heuristic: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("gradient_at", self.gradient_at, GRADIENT_AT)
-        _check_choice("step_from", self.step_from, STEP_FROM)
+        check_choice("gradient_at", self.gradient_at, GRADIENT_AT)
+        check_choice("step_from", self.step_from, STEP_FROM)
         if not self.heuristic:
             check_pair(self.rule)
 
@@ -441,8 +442,3 @@ def _refusal(x: float, forward: np.ndarray, backward: np.ndarray, reason: str) -
 
 def _arrow(values: np.ndarray) -> str:
     return " -> ".join(f"{value:.6g}" for value in values)
-
-
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{what} is {value!r}: use one of {', '.join(choices)}")
