@@ -134,6 +134,7 @@ class Checkpoints:
             "notes": notes,
         }
         try:
+            self._check_room(arrays)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -191,6 +192,13 @@ class Checkpoints:
     def close(self) -> None:
         """Finish whatever is under way."""
         self._manager.close()
+
+    def _check_room(self, arrays: dict[str, np.ndarray]) -> None:
+        # Where a disk fills up under orbax, its threads print tracebacks by the dozen.
+        size = sum(array.nbytes for array in arrays.values())
+        free = shutil.disk_usage(self.folder).free
+        if size > free:
+            raise OSError(f"it takes {size:,} bytes, and {free:,} are free")
 
     def _read_arrays(
         self, step: int, wanted: dict[str, np.ndarray], digest: str

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -166,16 +167,21 @@ def test_a_folder_that_would_give_nothing_back_is_refused(tmp_path, name):
         store.close()
 
 
+@pytest.mark.parametrize("is_known_before", [False, True])
 def test_a_full_disk_is_reported_and_the_checkpoints_before_it_are_untouched(
-    checkpoints, monkeypatch
+    checkpoints, monkeypatch, is_known_before
 ):
     checkpoints.save(1, a_state(1), {})
 
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
+    words = "No space left on device"
     monkeypatch.setattr(checkpoints._manager, "save", full)
-    with pytest.raises(CheckpointError, match="No space left on device") as error:
+    if is_known_before:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000))
+        words = "it takes 7,[0-9]{3} bytes, and 5,000 are free"
+    with pytest.raises(CheckpointError, match=words) as error:
         checkpoints.save(2, a_state(2), {})
     assert "free some space" in str(error.value)
     restored, _ = Checkpoints(checkpoints.folder).restore(a_state(), 1)
