@@ -316,26 +316,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a run folder's metrics.jsonl; a last line that was cut short is left out.
 
     Raises:
-      WorkdirError: another line than the last is not JSON.
+      WorkdirError: the file cannot be read, or another line than the last is no row.
     """
     file = path / "metrics.jsonl"
-    if not file.exists():
+    remedy = "restore the file, or run again in another --workdir"
+    try:
+        lines = file.read_bytes().splitlines()
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise WorkdirError(f"{file} cannot be read ({error.strerror}): {remedy}") from error
     rows = []
-    lines = file.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError(f"not an object, but {row!r:.40}")
+            if not isinstance(row, dict) or not {"step", "split"} <= row.keys():
+                raise ValueError(f"no row, but {row!r:.40}")
             rows.append(row)
         except ValueError as error:
             if number == len(lines):
                 break
-            raise WorkdirError(
-                f"line {number} of {file} is not JSON: restore the file, or run again in another "
-                "--workdir"
-            ) from error
+            raise WorkdirError(f"line {number} of {file} is no row of metrics: {remedy}") from error
     return rows
 
 

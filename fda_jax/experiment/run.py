@@ -321,12 +321,12 @@ def _folder(workdir: str | Path) -> RunFolder:
 
 
 def _result(config: Mapping[str, Any], folder: RunFolder, experiment: Experiment) -> dict[str, Any]:
-    rows = folder.metrics()
+    rows, total_steps = folder.metrics(), experiment.plan.total_steps
     split = experiment.dataset.eval_split
     trains, tests = ([row for row in rows if row["split"] == of] for of in ("train", split))
-    if not (trains and tests):
+    if not (trains and tests and trains[-1]["step"] == tests[-1]["step"] == total_steps):
         raise WorkdirError(
-            f"the run in {folder.path} is at its end, but its epochs do not stand in "
+            f"the run in {folder.path} is at its end, but its last epochs do not stand in "
             "metrics.jsonl, of which its result is made: restore the file, or train again in "
             "another --workdir"
         )

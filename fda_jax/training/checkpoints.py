@@ -55,7 +55,7 @@ class Checkpoints:
       folder: absolute or relative path; made if it is missing.
 
     Raises:
-      CheckpointError: of `check_path`.
+      CheckpointError: of `check_path`, or the folder cannot be made.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +63,13 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._is_writer = jax.process_index() == 0
         if self._is_writer:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise CheckpointError(
+                    f"the folder {self.folder} cannot be made ({error.strerror}): move away what "
+                    "lies there, or choose another --workdir"
+                ) from error
         me = jax.process_index()
         self._kept: set[int] = set()
         self._manager = ocp.CheckpointManager(

@@ -433,16 +433,21 @@ def test_a_full_disk_while_a_file_is_replaced_keeps_the_old_one(tmp_path, monkey
 
 def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.append_metrics({"step": 1}, {"step": 2})
+    one, two = ({"step": step, "split": "train"} for step in (1, 2))
+    folder.append_metrics(one, two)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "lo')
-    assert folder.metrics() == [{"step": 1}, {"step": 2}]
+    assert folder.metrics() == [one, two]
     folder.forget_after(1)
-    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
-    for damaged in (b'{"step": 1\n', b"\xff\n", b"[1]\n"):
+    assert (tmp_path / "metrics.jsonl").read_text() == f"{json.dumps(one)}\n"
+    for damaged in (b'{"step": 1\n', b"\xff\n", b"[1]\n", b'{"split": "train"}\n'):
         (tmp_path / "metrics.jsonl").write_bytes(damaged + b'{"step": 2}\n')
         with pytest.raises(WorkdirError, match=r"line 1 of .*metrics\.jsonl"):
             folder.metrics()
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(WorkdirError, match=r"cannot be read \(Is a directory\): restore"):
+        folder.metrics()
 
 
 @pytest.mark.parametrize(

@@ -340,11 +340,12 @@ def test_a_bad_checkpoint_folder_is_reported_and_nothing_is_lost(whole, tmp_path
     assert (folder / "metrics.jsonl").read_text() == kept
 
 
-def test_a_run_at_its_end_without_its_metrics_is_told_so(whole, tmp_path):
+@pytest.mark.parametrize("cut", [0, -9])
+def test_a_run_at_its_end_without_its_last_metrics_is_told_so(whole, tmp_path, cut):
     folder = shutil.copytree(whole[0], tmp_path / "run")
-    for name in ("result.json", "metrics.jsonl"):
-        (folder / name).unlink()
-    with pytest.raises(experiment.WorkdirError, match="at its end, but its epochs do not"):
+    (folder / "result.json").unlink()
+    (folder / "metrics.jsonl").write_bytes((folder / "metrics.jsonl").read_bytes()[:cut])
+    with pytest.raises(experiment.WorkdirError, match="at its end, but its last epochs do not"):
         experiment.train(small_config(), folder)
 
 

@@ -167,6 +167,12 @@ def test_a_folder_that_would_give_nothing_back_is_refused(tmp_path, name):
         store.close()
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "checkpoints").touch()
+    with pytest.raises(CheckpointError, match=r"checkpoints cannot be made \(File exists\): move"):
+        Checkpoints(tmp_path / "checkpoints")
+
+
 @pytest.mark.parametrize("is_known_before", [False, True])
 def test_a_full_disk_is_reported_and_the_checkpoints_before_it_are_untouched(
     checkpoints, monkeypatch, is_known_before
