@@ -304,7 +304,7 @@ def make_call(
 
 
 def _chunks(plan: Plan, seeds: Sequence[int], step: int) -> feed.Chunks:
-    """`feed.train_chunks` of each seed, the indices stacked as (seeds, steps_per_call, batch)."""
+    """`feed.train_chunks` of each seed, the indices stacked as (seeds, rows_per_call, batch)."""
     for parts in zip(*(feed.train_chunks(plan, seed, step) for seed in seeds), strict=True):
         yield np.stack([indices for indices, _ in parts]), parts[0][1]
 

@@ -62,8 +62,12 @@ class Noise:
         check_choice("noise axis of the activations", self.activation_axis, ACTIVATION_AXES)
         if self.reduction < 1:
             raise ValueError(f"noise reduction is {self.reduction}: use a whole number >= 1")
-        if not self.scale >= 0:
+        if not 0 <= self.scale < math.inf:
             raise ValueError(f"noise scale is {self.scale}: use a number >= 0, e.g. 0.1")
+        if not math.isfinite(self.shortcut_slope):
+            raise ValueError(
+                f"noise shortcut slope is {self.shortcut_slope}: use a finite number, e.g. 0.1"
+            )
         if not 0 < self.end <= 1:
             raise ValueError(
                 f"noise end is {self.end}: use a share of the training in (0, 1], 1 for all of it"

@@ -1,6 +1,7 @@
 """From a data split to the arguments of a compiled call: images, labels and indices."""
 
 import dataclasses
+import math
 from collections.abc import Generator, Iterator
 
 import jax
@@ -118,7 +119,7 @@ def calls(plan: Plan, step: int) -> Iterator[Call]:
 
 
 def train_chunks(plan: Plan, seed: int, step: int) -> Chunks:
-    """Indices and stream positions (steps_per_call, batch) of each call from `step` on.
+    """Indices and stream positions (rows_per_call, batch) of each call from `step` on.
 
     Rows beyond a call's count are padding (-1), which the call never reads.
     """
@@ -126,8 +127,8 @@ def train_chunks(plan: Plan, seed: int, step: int) -> Chunks:
         start = call.step * plan.batch_size
         positions = np.arange(start, start + call.count * plan.batch_size, dtype=np.int64)
         indices = data.stream_indices(plan.num_train, start, start + len(positions), seed)
-        missing = plan.steps_per_call * plan.batch_size - len(positions)
-        shape = (plan.steps_per_call, plan.batch_size)
+        shape = (plan.rows_per_call, plan.batch_size)
+        missing = math.prod(shape) - len(positions)
         yield (
             np.pad(indices, (0, missing), constant_values=-1).reshape(shape),
             np.pad(positions, (0, missing)).reshape(shape),

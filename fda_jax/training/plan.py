@@ -75,6 +75,11 @@ class Plan:
         return self.end_of_epoch(self.epochs)
 
     @property
+    def rows_per_call(self) -> int:
+        """Steps that a call is given examples for; no call goes beyond an epoch."""
+        return min(self.steps_per_call, self.end_of_epoch(1))
+
+    @property
     def eval_steps(self) -> int:
         """Steps that cover the test set, the last batch padded."""
         return -(-self.num_test // self.eval_batch_size)

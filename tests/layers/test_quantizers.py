@@ -287,6 +287,8 @@ def test_without_a_quantizer_operands_pass_unchanged() -> None:
         (lambda: Noise(end=float("nan")), "noise end is nan: use a share of the training"),
         (lambda: Noise(scale=-0.1), r"noise scale is -0\.1: use a number >= 0"),
         (lambda: Noise(scale=float("nan")), "noise scale is nan: use a number >= 0"),
+        (lambda: Noise(scale=float("inf")), "noise scale is inf: use a number >= 0"),
+        (lambda: Noise(shortcut_slope=float("-inf")), "slope is -inf: use a finite number"),
         (lambda: Quantizer(RULE, "pixel"), "scale is 'pixel': use one of none, layer, filter"),
         (lambda: weight_scale(jnp.ones(2), "x"), "scale is 'x': use one of none, layer, filter"),
         (lambda: make_method("fda", noise="sideways"), "noise reading is 'sideways'"),
