@@ -33,8 +33,8 @@ def held(file: Path, *, patience: float) -> Iterator[None]:
             time.sleep(0.2)
         with contextlib.suppress(OSError):  # a full disk has no room for a name
             handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            handle.flush()
+            # Not by the handle, which would try again when it is closed.
+            os.write(handle.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         yield
 
 

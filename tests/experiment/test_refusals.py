@@ -6,6 +6,7 @@ import json
 import operator
 import os
 import re
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from fda_jax import data, experiment
-from fda_jax.experiment import inherit, run, setup, stages, sweep
+from fda_jax.experiment import inherit, lock, run, setup, stages, sweep
 from fda_jax.experiment.folder import RunFolder, WorkdirError
 from tests.conftest import REPOSITORY, small_config
 
@@ -429,6 +430,17 @@ def test_a_full_disk_while_a_file_is_replaced_keeps_the_old_one(tmp_path, monkey
         folder.append_metrics({"step": 1})
     assert folder.read("result.json") == {"accuracy": 0.5}
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_full_disk_is_no_obstacle_to_a_lock(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with lock.held(tmp_path / ".lock", patience=0):
+            assert not lock.is_free(tmp_path / ".lock")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert lock.is_free(tmp_path / ".lock")
 
 
 def test_metrics_survive_a_line_cut_short_and_nothing_else(tmp_path):
