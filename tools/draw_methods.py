@@ -133,7 +133,7 @@ def operand_of(quantizer: layers.Quantizer | nn.Module | None, symbol: str) -> O
         return Operand(None, symbol)
     if isinstance(quantizer, nn.Module):
         return MODULES[type(quantizer)](quantizer)
-    if isinstance(quantizer.estimator, ops.Scaled):
+    if isinstance(quantizer.estimator, ops.InUnits):
         return Operand(quantizer.estimator.rule, f"{symbol} / scale")
     return Operand(
         quantizer.estimator, symbol if quantizer.normalize is None else f"normalized {symbol}"

@@ -230,7 +230,7 @@ def _factors(
 ) -> tuple[jax.Array, jax.Array | None, bool]:
     """Kernel, scale of the sums and whether it is in the gradient, as products take them."""
     # A scale of 16 bits has so few digits that sums of it are exact, too.
-    if not isinstance(weights, ScaledWeights) or jnp.dtype(dtype) != jnp.float32:
+    if not isinstance(weights, ScaledWeights) or jnp.finfo(dtype).bits < 32:
         return whole(weights).astype(dtype), None, True
     return weights.kernel.astype(dtype), weights.scale.astype(dtype), weights.scale_in_gradient
 

@@ -482,7 +482,7 @@ def binaryconnect(
     everywhere, far within the bounds.
     """
     return Method(
-        weight=Quantizer(_at_scale(ops.Identity(), scale)),
+        weight=_at_scale(ops.Identity(), scale),
         activation=_activations(activations, ops.ClippedSTE(window)),
         latent_rule=ops.ClipLatents(),
     )
@@ -501,7 +501,7 @@ def proxconnect(
     """ProxConnect (arXiv 2110.13220): BinaryConnect with a map that hardens into the sign."""
     rule = ops.ProximalQuantizer(rho_start, rho_end, varrho_start, varrho_end)
     return Method(
-        weight=Quantizer(_at_scale(rule, scale)),
+        weight=_at_scale(rule, scale),
         activation=_activations(activations, ops.ClippedSTE(window)),
     )
 
@@ -515,11 +515,11 @@ def reverse_proxconnect(
     window: float = 1.0,
 ) -> Method:
     """Reverse ProxConnect (arXiv 2110.13220): real weights, each step from the quantized ones."""
-    rule = _at_scale(ops.ProximalQuantizer(rho_end=rho_end, hard_from=hard_from), scale)
+    rule = ops.ProximalQuantizer(rho_end=rho_end, hard_from=hard_from)
     return Method(
-        weight=Quantizer(_at_scale(ops.Relaxed(), scale)),
+        weight=_at_scale(ops.Relaxed(), scale),
         activation=_activations(activations, ops.ClippedSTE(window)),
-        latent_rule=ops.StepFromQuantized(rule),
+        latent_rule=_step_from(rule, scale),
     )
 
 
@@ -536,12 +536,11 @@ def proxquant(
     The authors' learning rate is part of the strength here. The paper starts from a trained real
     network; from random weights here, unless `train.init_from` names a run.
     """
-    pair = ops.ProximalQuantizer(rho_end=strength, varrho_end=strength, hard_from=hard_from)
-    rule = _at_scale(pair, scale)
+    rule = ops.ProximalQuantizer(rho_end=strength, varrho_end=strength, hard_from=hard_from)
     return Method(
-        weight=Quantizer(rule),
+        weight=_at_scale(rule, scale),
         activation=_activations(activations, ops.ClippedSTE(window)),
-        latent_rule=ops.StepFromQuantized(rule),
+        latent_rule=_step_from(rule, scale),
     )
 
 
@@ -560,7 +559,7 @@ def bnn_plus_plus(
     """
     rule = ops.Synthesized(ops.SignSwish(1.0), mu_start=mu_start, mu_end=mu_end)
     return Method(
-        weight=Quantizer(_at_scale(rule, scale)),
+        weight=_at_scale(rule, scale),
         activation=Quantizer(rule)
         if activations == "pair"
         else _activations(activations, ops.ClippedSTE(window)),
@@ -680,9 +679,16 @@ def fda(
     )
 
 
-def _at_scale(rule: ops.Rule, scale: str) -> ops.Rule:
-    """A rule whose two values are +-1 ("none") or +- the mean |w| of the layer or filter."""
-    return rule if scale == "none" else ops.Scaled(rule, scale)
+def _at_scale(rule: ops.Rule, scale: str) -> Quantizer:
+    """Weights of two values, +-1 ("none") or +- the mean |w| of the layer or filter."""
+    if scale == "none":
+        return Quantizer(rule)
+    return Quantizer(ops.InUnits(rule, scale), scale, scale_in_gradient=False)
+
+
+def _step_from(rule: ops.Rule, scale: str) -> ops.StepFromQuantized:
+    """Steps from what the rule makes of the weights, at the same scale."""
+    return ops.StepFromQuantized(rule if scale == "none" else ops.Scaled(rule, scale))
 
 
 def _activations(activations: str, rule: ops.Rule) -> Quantizer | None:

@@ -37,6 +37,7 @@ from fda_jax.ops.pooling import max_pool, mean_pool
 from fda_jax.ops.products import multiply
 from fda_jax.ops.proximal import (
     PROXIMAL_METHODS,
+    InUnits,
     ProxConnect,
     ProximalQuantizer,
     Relaxed,
@@ -65,6 +66,7 @@ __all__ = [
     "Fourier",
     "HalfWaveGaussian",
     "Identity",
+    "InUnits",
     "LatentRule",
     "Periodic",
     "ProxConnect",

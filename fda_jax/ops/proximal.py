@@ -183,14 +183,17 @@ class Synthesized:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scaled:
-    """A rule for weights whose two values are +-s instead of +-1, s the mean of |x|.
+class InUnits:
+    """A rule for weights in units of their own size s, the mean of |x|.
 
-    Forward: s rule.forward(x / s, progress), 0 where all x are
-    Slope:   rule.slope(x / s, progress), s held fixed; s counts as 1 where all x are 0
+    Forward: rule.forward(x / s, progress); s counts as 1 where all x are 0
+    Slope:   rule.slope(x / s, progress), s held fixed
     Source:  the papers of this family quantize to +-1 and let batch normalisation do the rest;
       s is nearest to x in least squares (XNOR-Net, arXiv 1603.05279 Eq. 6), and a map from the
       identity to +-s changes the weights least.
+
+    The slope is that of `Scaled`, s times this. So a layer whose quantizer has the same scale, left
+    out of the gradient, trains by `Scaled`, and its sums of signs are whole.
 
     Attributes:
       rule: for values in units of s.
@@ -208,16 +211,32 @@ class Scaled:
 
     def forward(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         """See `Rule.forward`."""
-        scale = self._scale(x)
-        return scale * self.rule.forward(x / _nonzero(scale), progress)
+        return self.rule.forward(self._in_units(x), progress)
 
     def slope(self, x: jax.Array, progress: jax.Array) -> jax.Array:
         """See `Rule.slope`."""
-        return self.rule.slope(x / _nonzero(self._scale(x)), progress)
+        return self.rule.slope(self._in_units(x), progress)
+
+    def _in_units(self, x: jax.Array) -> jax.Array:
+        scale = self._scale(x)
+        # Weights that are all 0 have no unit of their own.
+        return x / jnp.where(scale == 0, jnp.ones_like(scale), scale)
 
     def _scale(self, x: jax.Array) -> jax.Array:
         axes = None if self.per == "layer" else tuple(range(x.ndim - 1))
         return jnp.mean(jnp.abs(x), axis=axes)
+
+
+class Scaled(InUnits):
+    """A rule for weights whose two values are +-s instead of +-1, s the mean of |x|.
+
+    Forward: s rule.forward(x / s, progress), 0 where all x are
+    Slope, attributes and errors: of `InUnits`
+    """
+
+    def forward(self, x: jax.Array, progress: jax.Array) -> jax.Array:
+        """See `Rule.forward`."""
+        return self._scale(x) * super().forward(x, progress)
 
 
 def check_pair(
@@ -412,11 +431,6 @@ PROXIMAL_METHODS: Mapping[str, Callable[[], ProxConnect]] = MappingProxyType(
         "bnn_plus_plus": lambda: ProxConnect(Synthesized(SignSwish(1.0))),
     }
 )
-
-
-def _nonzero(scale: jax.Array) -> jax.Array:
-    """A unit to divide by: weights that are all 0 have none of their own."""
-    return jnp.where(scale == 0, jnp.ones_like(scale), scale)
 
 
 def _linear(start: float, end: float, progress: jax.Array | float) -> jax.Array | float:

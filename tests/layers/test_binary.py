@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from fda_jax import ops
-from fda_jax.layers import BinaryConv, BinaryDense, Method, Quantizer, make_method
+from fda_jax.layers import (
+    ActivationQuantizer,
+    BinaryConv,
+    BinaryDense,
+    Method,
+    Quantizer,
+    WeightQuantizer,
+    make_method,
+)
 from fda_jax.ops import native
 
 NO_SCALE = Method(Quantizer(ops.ClippedSTE(), "none"), Quantizer(ops.ClippedSTE()))
@@ -322,7 +330,11 @@ def test_a_progress_that_is_no_share_is_refused_where_it_is_known(layer, progres
 
 
 @pytest.mark.parametrize(
-    "method", ["ste", "dorefa", "xnor_net", "irnet", "reactnet", "dsq_learned", "pcnn"]
+    "method",
+    [
+        *("ste", "dorefa", "xnor_net", "irnet", "reactnet", "dsq_learned", "pcnn"),
+        *("binaryconnect", "proxconnect", "reverse_proxconnect", "proxquant", "bnn_plus_plus"),
+    ],
 )
 @pytest.mark.parametrize("train", [False, True])
 def test_a_scale_multiplies_whole_sums_of_signs(method, train, key):
@@ -345,6 +357,53 @@ def test_a_scale_multiplies_whole_sums_of_signs(method, train, key):
     )
     np.testing.assert_array_equal(y, sums.astype(np.float32) * scale)
     assert 0.05 < np.mean(np.asarray(y) == 0) < 0.2
+
+
+@pytest.mark.parametrize("method", ["ste", "dorefa", "proxconnect", "bnn_plus_plus"])
+@pytest.mark.parametrize("progress", [0.5, 1.0])
+def test_a_scale_outside_of_the_sums_changes_no_derivative(method, progress):
+    """In float64, against the convolution of what the quantizers make as numbers."""
+    method = make_method(method)
+    layer = BinaryConv(16, method=method, dtype=np.float64)
+    random = np.random.default_rng(0)
+
+    def whole(params, a):
+        operands = []
+        for name, x in (("weight", params["latent_kernel"]), ("activation", a)):
+            quantizer = getattr(method, name)
+            if isinstance(quantizer, Quantizer):
+                ordinary = WeightQuantizer if name == "weight" else ActivationQuantizer
+                quantizer = ordinary(quantizer)
+            own = {"params": params.get(name, {})}
+            operands.append(quantizer.apply(own, x, train=True, progress=progress))
+        w, x = operands
+        return jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def split(params, a):
+        return layer.apply({"params": params}, a, train=True, progress=progress)
+
+    def both_orders(product, arguments, along):
+        def gradient(arguments):
+            return jax.grad(lambda of: jnp.sum(jnp.sin(product(*of))))(arguments)
+
+        _, pull_back = jax.vjp(gradient, arguments)
+        return gradient(arguments), pull_back(along)
+
+    with jax.enable_x64(True):
+        a = jnp.asarray(random.normal(size=(2, 5, 5, 16)))
+        shapes = jax.eval_shape(layer.init, KEY, a)["params"]
+        arguments, along = (
+            jax.tree.map(lambda like: jnp.asarray(random.normal(0.3, 0.3, like.shape)), (shapes, a))
+            for _ in range(2)
+        )
+        ours, expected = (
+            jax.jit(both_orders, static_argnums=0)(product, arguments, along)
+            for product in (split, whole)
+        )
+        for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-10 * np.abs(other).max())
 
 
 def test_the_slope_behind_a_sum_of_0_is_no_matter_of_the_order_of_summing(key, monkeypatch):

@@ -462,7 +462,7 @@ def operands() -> dict[tuple[str, Quantizer], str]:
 def smooth_forward(rule: ops.Rule, x: jax.Array, fixed: jax.Array, progress: jax.Array):
     """What the backward pass of a rule differentiates by x; fixed is x too, but constant."""
     match rule:
-        case ops.Scaled():
+        case ops.InUnits():
             unit = weight_scale(fixed, rule.per)
             return unit * smooth_forward(rule.rule, x / unit, fixed / unit, progress)
         case ops.ProximalQuantizer() | ops.Relaxed():

@@ -17,6 +17,7 @@ from fda_jax.ops import (
     ApproxSign,
     ClippedSTE,
     Identity,
+    InUnits,
     ProxConnect,
     ProximalQuantizer,
     Relaxed,
@@ -135,6 +136,8 @@ def test_a_scaled_rule_is_the_rule_in_units_of_the_mean_magnitude(per: str) -> N
     scaled = compiled(Scaled(BNN_PLUS_PLUS, per))
     np.testing.assert_allclose(scaled(W, 0.4)[0], scale * forward, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(scaled(W, 0.4)[1], slope, rtol=1e-4, atol=1e-6)
+    in_units = np.stack(compiled(InUnits(BNN_PLUS_PLUS, per))(W, 0.4))
+    np.testing.assert_allclose(in_units, (forward, slope), rtol=1e-4, atol=1e-6)
     # Weights that are all 0 stay so, beside others as well.
     some = np.where(np.arange(5) == 2, 0, W) if per == "filter" else np.zeros_like(W)
     for rule in (Scaled(BNN_PLUS_PLUS, per), Scaled(Identity(), per)):
