@@ -24,7 +24,7 @@ from fda_jax.deploy.network import (
 )
 from fda_jax.layers import BinaryConv, BinaryDense, Method
 from fda_jax.layers.binary import method_of
-from fda_jax.layers.quantizers import QUANTIZED, Quantized, ScaledWeights, makes_signs
+from fda_jax.layers.quantizers import QUANTIZED, Quantized, ScaledOperand, makes_signs
 from fda_jax.ops import native
 
 # A file runs on any of them, wherever it was made.
@@ -188,7 +188,7 @@ def _kernels(
         made, path = call(*args, **kwargs), context.module.path
         if isinstance(context.module, BinaryConv | BinaryDense):
             methods["/".join(path)] = method_of(context.module)
-        elif isinstance(made, ScaledWeights):
+        elif path[-1:] == ("weight",) and isinstance(made, ScaledOperand):
             apart.add("/".join(path[:-1]))
         return made
 
@@ -253,14 +253,14 @@ def _packed(
 
 def _kernel_apart(
     arrays: Mapping[str, jax.Array], layer: str, facts: Mapping[str, Any]
-) -> jax.Array | ScaledWeights:
+) -> jax.Array | ScaledOperand:
     """The kernel of a binary layer, and its scale apart where training has it so."""
     if not facts["scaled"]:
         return kernel(arrays, layer, facts)
     levels = arrays[f"{layer}/levels"]
     scale = jnp.max(jnp.abs(levels), axis=0)
     signs = levels / jnp.where(scale > 0, scale, 1)
-    return ScaledWeights(unpack(arrays[f"{layer}/planes"], signs, facts["shape"]), scale)
+    return ScaledOperand(unpack(arrays[f"{layer}/planes"], signs, facts["shape"]), scale)
 
 
 def _of_signs(arrays: Arrays, binary: Mapping[str, Any]) -> Arrays:
@@ -282,11 +282,11 @@ def _of_signs(arrays: Arrays, binary: Mapping[str, Any]) -> Arrays:
 
 def _kernel_of_signs(
     arrays: Mapping[str, jax.Array], layer: str, facts: Mapping[str, Any]
-) -> jax.Array | ScaledWeights:
+) -> jax.Array | ScaledOperand:
     """The kernel of a binary layer, of what `_of_signs` makes."""
     if facts["bits"] != 1:
         return arrays[f"{layer}/kernel"]
-    weights = ScaledWeights(arrays[f"{layer}{onnx_form.SIGNS}"], arrays[f"{layer}/scale"])
+    weights = ScaledOperand(arrays[f"{layer}{onnx_form.SIGNS}"], arrays[f"{layer}/scale"])
     middle = arrays.get(f"{layer}/middle")
     return weights if middle is None else weights.product() + middle
 

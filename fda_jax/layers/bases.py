@@ -1,17 +1,20 @@
 """Binary bases of ABC-Net: an operand as a weighted sum of several signs."""
 
+from collections.abc import Iterable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
+from fda_jax.layers.quantizers import ScaledOperand, ScaledQuantizer, whole
 from fda_jax.ops.checks import check_choice
 from fda_jax.ops.derivatives import broadcast_like
 
 SCALES = ("layer", "filter")
 
 
-class WeightBases(nn.Module):
+class WeightBases(ScaledQuantizer):
     """Weights as the sum of M signs, each with its own threshold and factor.
 
     Forward: sum_i alpha_i B_i, B_i = sign(w - mean(w) + u_i std(w)), the u_i evenly from -1 to 1
@@ -22,7 +25,8 @@ class WeightBases(nn.Module):
       1711.11294).
 
     M thresholds leave M + 1 values of a weight; M = 1 is two-valued. At inference each B_i is a
-    binary kernel of its own and alpha_i its scale.
+    binary kernel of its own and alpha_i its scale. Only for M = 1 a layer's sums are whole numbers
+    times a scale: for more it multiplies by the sum of all, not M times as often by each.
 
     Attributes:
       bases: M, >= 1.
@@ -40,7 +44,9 @@ class WeightBases(nn.Module):
         check_choice("scale", self.scale, SCALES)
         super().__post_init__()
 
-    def __call__(self, w: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+    def apart(
+        self, w: jax.Array, *, train: bool, progress: jax.Array | float
+    ) -> jax.Array | ScaledOperand:
         """Quantize w (..., filters); same shape and dtype."""
         shape = (-1, w.shape[-1]) if self.scale == "filter" else (-1, 1)
         flat = w.reshape(shape)
@@ -51,11 +57,13 @@ class WeightBases(nn.Module):
             for u in _grid(self.bases, 1.0)
         ]
         alpha = _least_squares(jax.lax.stop_gradient(jnp.stack(signs)), fixed)
-        total = sum((factor * b for factor, b in zip(alpha, signs, strict=True)), jnp.zeros(()))
-        return total.reshape(w.shape)
+        return _sum(
+            ScaledOperand(b.reshape(w.shape), jnp.squeeze(factor))
+            for b, factor in zip(signs, alpha, strict=True)
+        )
 
 
-class ActivationBases(nn.Module):
+class ActivationBases(ScaledQuantizer):
     """Activations as the sum of N signs, each with a trained threshold and factor.
 
     Forward: sum_n beta_n A_n, A_n = 2 I[clip(a + v_n, 0, 1) > 1/2] - 1, that is
@@ -66,7 +74,8 @@ class ActivationBases(nn.Module):
       read as 1. The start is our choice: v_n evenly from -1/2 to 3/2 (1/2 where N = 1), so that
       the thresholds 1/2 - v_n surround 0, and beta_n = 1.
 
-    N thresholds leave N + 1 values. At inference each A_n is a binary input of its own.
+    N thresholds leave N + 1 values. At inference each A_n is a binary input of its own. In training
+    their sum is one input, as that of `WeightBases` is one kernel.
 
     Attributes:
       bases: N, >= 1.
@@ -84,17 +93,24 @@ class ActivationBases(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, a: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+    def apart(
+        self, a: jax.Array, *, train: bool, progress: jax.Array | float
+    ) -> jax.Array | ScaledOperand:
         """Quantize a (..., channels); same shape and dtype."""
         start = [0.5 + u for u in _grid(self.bases, 1.0)]
         shift = self.param("shift", lambda _: jnp.asarray(start, jnp.float32))
         scale = self.param("scale", nn.initializers.ones, (self.bases,), jnp.float32)
         rule = ops.ClippedSTE(0.5)
-        total = jnp.zeros((), a.dtype)
-        for n in range(self.bases):
-            signs = ops.binarize(a + broadcast_like(shift[n], a) - 0.5, rule, progress)
-            total += broadcast_like(scale[n], a) * signs
-        return total
+        return _sum(
+            ScaledOperand(ops.binarize(a + broadcast_like(v, a) - 0.5, rule, progress), beta)
+            for v, beta in zip(shift, scale, strict=True)
+        )
+
+
+def _sum(bases: Iterable[ScaledOperand]) -> jax.Array | ScaledOperand:
+    """A single basis as it is, the sum of several as numbers."""
+    first, *others = bases
+    return sum(map(whole, others), whole(first)) if others else first
 
 
 def _grid(size: int, end: float) -> list[float]:

@@ -1,7 +1,8 @@
 """Layers with binary operands: latent weights in, convolution or matrix product out."""
 
 import fnmatch
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import flax.linen as nn
@@ -17,8 +18,8 @@ from fda_jax.layers.quantizers import (
     QUANTIZED,
     ActivationQuantizer,
     Quantizer,
+    ScaledOperand,
     ScaledQuantizer,
-    ScaledWeights,
     WeightQuantizer,
     sow_penalty,
     whole,
@@ -110,10 +111,10 @@ class BinaryConv(nn.Module):
         shape = (height, width, a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
         if isinstance(binary_w, ops.SignKernel):
-            y = cast(jax.Array, ops.convolve_signs(binary_a, binary_w, strides, padding))
+            y = cast(jax.Array, ops.convolve_signs(whole(binary_a), binary_w, strides, padding))
         else:
-            kernel, *scale = _factors(binary_w, self.dtype)
-            y = cast(jax.Array, ops.convolve(binary_a, kernel, strides, padding, *scale))
+            x, kernel, *scale = _factors(binary_a, binary_w, self.dtype)
+            y = cast(jax.Array, ops.convolve(x, kernel, strides, padding, *scale))
         return _output(self, y)
 
 
@@ -170,9 +171,9 @@ class BinaryDense(nn.Module):
         shape = (a.shape[-1], self.features)
         binary_a, binary_w = _operands(self, a, shape, train=train, progress=progress)
         if isinstance(binary_w, ops.SignKernel):
-            y = ops.multiply_signs(binary_a, binary_w)
+            y = ops.multiply_signs(whole(binary_a), binary_w)
         else:
-            y = ops.multiply(binary_a, *_factors(binary_w, self.dtype))
+            y = ops.multiply(*_factors(binary_a, binary_w, self.dtype))
         return _output(self, y)
 
 
@@ -191,7 +192,7 @@ def _operands(
     *,
     train: bool,
     progress: jax.Array | float | None,
-) -> tuple[jax.Array, jax.Array | ScaledWeights | ops.SignKernel]:
+) -> tuple[jax.Array | ScaledOperand, jax.Array | ScaledOperand | ops.SignKernel]:
     """Create the layer's weights and quantize both operands, the activations in its dtype."""
     if progress is None:
         if train and not layer.is_initializing():
@@ -209,16 +210,15 @@ def _operands(
     # At initialisation the noise modules must exist whatever `train` is, or a network set up for
     # inference could not be trained.
     train = train or layer.is_initializing()
-    quantize_a = _quantizer(layer, ActivationQuantizer, method.activation, "activation")
-    quantize_w = _quantizer(layer, WeightQuantizer, method.weight, "weight")
+    quantize_a = _apart(layer, ActivationQuantizer, method.activation, "activation")
+    quantize_w = _apart(layer, WeightQuantizer, method.weight, "weight")
     quantized = layer.get_variable(QUANTIZED, "kernel")
     if quantized is not None and quantized.quantizer == method.weight:
         binary_w = quantized.kernel
         if quantized.penalty is not None:
             sow_penalty(layer, lambda w, progress: quantized.penalty, w, progress)
     else:
-        make = quantize_w.apart if isinstance(quantize_w, ScaledQuantizer) else quantize_w
-        binary_w = make(w, train=train, progress=progress)
+        binary_w = quantize_w(w, train=train, progress=progress)
     if layer.is_mutable_collection("effective_weights") and not layer.is_initializing():
         layer.sow("effective_weights", "kernel", whole(binary_w))
     binary_a = quantize_a(a.astype(layer.dtype), train=train, progress=progress)
@@ -226,13 +226,23 @@ def _operands(
 
 
 def _factors(
-    weights: jax.Array | ScaledWeights, dtype: DTypeLike
-) -> tuple[jax.Array, jax.Array | None, bool]:
-    """Kernel, scale of the sums and whether it is in the gradient, as products take them."""
+    a: jax.Array | ScaledOperand, w: jax.Array | ScaledOperand, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array, jax.Array | None, bool]:
+    """Activations, kernel, scale of the sums and whether it is in the gradient, as products take
+    them."""
     # A scale of 16 bits has so few digits that sums of it are exact, too.
-    if not isinstance(weights, ScaledWeights) or jnp.finfo(dtype).bits < 32:
-        return whole(weights).astype(dtype), None, True
-    return weights.kernel.astype(dtype), weights.scale.astype(dtype), weights.scale_in_gradient
+    if jnp.finfo(dtype).bits < 32:
+        a, w = whole(a), whole(w)
+    in_gradient = not isinstance(w, ScaledOperand) or w.scale_in_gradient
+    if not in_gradient:
+        a = whole(a)  # its scale is in the gradient of the kernel
+    (x, *of_a), (kernel, *of_w) = (
+        (operand.values, operand.scale) if isinstance(operand, ScaledOperand) else (operand,)
+        for operand in (a, w)
+    )
+    scales = [scale.astype(dtype) for scale in (*of_a, *of_w)]
+    scale = functools.reduce(jnp.multiply, scales) if scales else None
+    return x, kernel.astype(dtype), scale, in_gradient
 
 
 def _check_progress(progress: jax.Array | float) -> None:
@@ -252,15 +262,18 @@ def _check_progress(progress: jax.Array | float) -> None:
         )
 
 
-def _quantizer(
+def _apart(
     layer: nn.Module,
     ordinary: type[ActivationQuantizer] | type[WeightQuantizer],
     quantizer: Quantizer | nn.Module | None,
     name: str,
-) -> nn.Module:
+) -> Callable[..., jax.Array | ScaledOperand]:
+    """What quantizes an operand of a layer and may keep its scale apart."""
     if isinstance(quantizer, nn.Module):
-        return quantizer.clone(name=name, parent=layer)
-    return ordinary(quantizer, name=name, parent=layer)
+        module = quantizer.clone(name=name, parent=layer)
+    else:
+        module = ordinary(quantizer, name=name, parent=layer)
+    return module.apart if isinstance(module, ScaledQuantizer) else module
 
 
 def _is_whole(number: object, least: int) -> bool:

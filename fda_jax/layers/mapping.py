@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
-from fda_jax.layers.quantizers import ScaledQuantizer, ScaledWeights, sow_penalty, weight_scale
+from fda_jax.layers.quantizers import ScaledOperand, ScaledQuantizer, sow_penalty, weight_scale
 
 
 def squared_loss(t: jax.Array, label: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ class MappedWeights(ScaledQuantizer):
     @nn.compact
     def apart(
         self, w: jax.Array, *, train: bool, progress: jax.Array | float
-    ) -> jax.Array | ScaledWeights:
+    ) -> jax.Array | ScaledOperand:
         """Quantize w (..., filters); same shape and dtype."""
         filters = w.reshape(-1, w.shape[-1]).T
         features = filters.shape[-1]
@@ -106,7 +106,7 @@ class MappedWeights(ScaledQuantizer):
         if train:
             sow_penalty(self, lambda x, _: self._penalty(x, mapped(x)), fixed, progress)
         binary = ops.binarize(mapped(filters), self.estimator, progress).T.reshape(w.shape)
-        return ScaledWeights(binary, jax.lax.stop_gradient(weight_scale(w, self.scale)))
+        return ScaledOperand(binary, jax.lax.stop_gradient(weight_scale(w, self.scale)))
 
     def _penalty(self, filters: jax.Array, mapped: jax.Array) -> jax.Array:
         scale = jnp.mean(jnp.abs(filters), axis=-1, keepdims=True)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
-from fda_jax.layers.quantizers import ScaledQuantizer, ScaledWeights, sow_penalty, weight_scale
+from fda_jax.layers.quantizers import ScaledOperand, ScaledQuantizer, sow_penalty, weight_scale
 
 
 class ProjectedWeights(ScaledQuantizer):
@@ -44,7 +44,7 @@ class ProjectedWeights(ScaledQuantizer):
     @nn.compact
     def apart(
         self, w: jax.Array, *, train: bool, progress: jax.Array | float
-    ) -> jax.Array | ScaledWeights:
+    ) -> jax.Array | ScaledOperand:
         """Quantize w (..., in, filters); same shape and dtype."""
         matrix = self.param("projection", nn.initializers.ones, w.shape[:-2], jnp.float32)
         scale = jax.lax.stop_gradient(weight_scale(w, "layer"))
@@ -55,7 +55,7 @@ class ProjectedWeights(ScaledQuantizer):
         inside = jnp.where(jnp.abs(projected) > 1.0, 0.0, projected)
         # Exactly 0 forward, the slope backward.
         kernel = signs + (inside - jax.lax.stop_gradient(inside))
-        return ScaledWeights(kernel, scale, scale_in_gradient=False)
+        return ScaledOperand(kernel, scale, scale_in_gradient=False)
 
     def _penalty(self, error: jax.Array) -> jax.Array:
         return self.penalty_weight / 2.0 * jnp.sum(error**2)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fda_jax import ops
 from fda_jax.ops.checks import check_choice
+from fda_jax.ops.derivatives import broadcast_like
 
 SCALES = ("none", "layer", "filter", "power_of_two", "learned")
 # A frozen, hashable function of an operand and the progress.
@@ -114,40 +115,40 @@ class Quantizer:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ScaledWeights:
-    """Weights scale * kernel, whose scale a layer may multiply by after it has summed.
+class ScaledOperand:
+    """An operand scale * values, whose scale a layer may multiply by after it has summed.
 
     Signs add up to whole numbers, exactly and in any order. Signs times a scale do not: of a sum
     that is 0 rounding leaves 0 or a number of either sign, as the order has it, and by that a
     nonlinearity behind it, such as PReLU, chooses its slope.
 
     Attributes:
-      kernel: (..., filters), signs, or signs with noise.
-      scale: >= 0, of shape () or (filters,).
-      scale_in_gradient: whether the scale multiplies the kernel's gradient. If not, no gradient
-        flows to the scale either.
+      values: of weights (..., filters), of activations (..., channels): signs, or signs with noise.
+      scale: of weights () or (filters,), of activations ().
+      scale_in_gradient: whether the scale multiplies the gradient of the values. If not, no
+        gradient flows to the scale either. Activations always have it so.
     """
 
-    kernel: jax.Array
+    values: jax.Array
     scale: jax.Array
     scale_in_gradient: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def product(self) -> jax.Array:
-        """The weights, (..., filters)."""
+        """The operand as numbers, shaped and typed like its values."""
         if self.scale_in_gradient:
-            return self.kernel * self.scale
-        return _scaled_forward(self.kernel, self.scale)
+            return self.values * broadcast_like(self.scale, self.values)
+        return _scaled_forward(self.values, self.scale)
 
-    def times(self, factor: jax.Array | float) -> "ScaledWeights":
-        """Weights times a factor of their shape, which is differentiated whole."""
+    def times(self, factor: jax.Array | float) -> "ScaledOperand":
+        """The operand times a factor of its shape, which is differentiated whole."""
         if not self.scale_in_gradient:
-            factor = _gradient_times(jnp.broadcast_to(factor, self.kernel.shape), self.scale)
-        return dataclasses.replace(self, kernel=self.kernel * factor)
+            factor = _gradient_times(jnp.broadcast_to(factor, self.values.shape), self.scale)
+        return dataclasses.replace(self, values=self.values * factor)
 
 
-def whole(weights: jax.Array | ScaledWeights) -> jax.Array:
-    """Weights as numbers, (..., filters)."""
-    return weights.product() if isinstance(weights, ScaledWeights) else weights
+def whole(operand: jax.Array | ScaledOperand) -> jax.Array:
+    """An operand as numbers."""
+    return operand.product() if isinstance(operand, ScaledOperand) else operand
 
 
 @jax.tree_util.register_dataclass
@@ -161,7 +162,7 @@ class Quantized:
       quantizer: whose they are; a layer with another one does not take them.
     """
 
-    kernel: jax.Array | ScaledWeights | ops.SignKernel
+    kernel: jax.Array | ScaledOperand | ops.SignKernel
     penalty: jax.Array | None
     quantizer: Quantizer | nn.Module | None = dataclasses.field(metadata={"static": True})
 
@@ -242,15 +243,16 @@ class ActivationQuantizer(nn.Module):
 
 
 class ScaledQuantizer(nn.Module):
-    """A quantizer of weights by `apart`, which may keep their scale apart."""
+    """A quantizer of weights or activations by `apart`, which may keep their scale apart."""
 
-    def __call__(self, w: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
-        """Quantize w (..., filters), filters last as in HWIO kernels; same shape and dtype."""
-        return whole(self.apart(w, train=train, progress=progress))
+    def __call__(self, x: jax.Array, *, train: bool, progress: jax.Array | float) -> jax.Array:
+        """Quantize weights (..., filters), as HWIO kernels, or activations (..., channels); same
+        shape and dtype."""
+        return whole(self.apart(x, train=train, progress=progress))
 
     def apart(
-        self, w: jax.Array, *, train: bool, progress: jax.Array | float
-    ) -> jax.Array | ScaledWeights:
+        self, x: jax.Array, *, train: bool, progress: jax.Array | float
+    ) -> jax.Array | ScaledOperand:
         """Quantize likewise, with the scale apart where there is one."""
         raise NotImplementedError
 
@@ -274,7 +276,7 @@ class WeightQuantizer(ScaledQuantizer):
     @nn.compact
     def apart(
         self, w: jax.Array, *, train: bool, progress: jax.Array | float
-    ) -> jax.Array | ScaledWeights:
+    ) -> jax.Array | ScaledOperand:
         """See `ScaledQuantizer`."""
         quantizer = self.quantizer
         if quantizer is None:
@@ -303,9 +305,9 @@ class WeightQuantizer(ScaledQuantizer):
         if quantizer.scale == "none":
             return binary
         if left_out:
-            return ScaledWeights(binary, scale, scale_in_gradient=False)
+            return ScaledOperand(binary, scale, scale_in_gradient=False)
         differentiated = quantizer.scale_gradient or quantizer.scale == "learned"
-        return ScaledWeights(binary, scale if differentiated else jax.lax.stop_gradient(scale))
+        return ScaledOperand(binary, scale if differentiated else jax.lax.stop_gradient(scale))
 
 
 @jax.custom_vjp

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fda_jax import ops
-from fda_jax.layers.quantizers import ScaledQuantizer, ScaledWeights, weight_scale
+from fda_jax.layers.quantizers import ScaledOperand, ScaledQuantizer, weight_scale
 
 
 class LearnedDSQ(ScaledQuantizer):
@@ -58,7 +58,7 @@ class LearnedDSQ(ScaledQuantizer):
     @nn.compact
     def apart(
         self, x: jax.Array, *, train: bool, progress: jax.Array | float
-    ) -> jax.Array | ScaledWeights:
+    ) -> jax.Array | ScaledOperand:
         """Quantize x: weights (..., filters) or activations (..., channels); same shape, dtype."""
         start = {
             "alpha_logit": math.log(self.alpha / (1.0 - self.alpha)),
@@ -75,7 +75,7 @@ class LearnedDSQ(ScaledQuantizer):
         binary = ops.binarize(soft, ops.Identity(), progress).astype(x.dtype)
         if self.scale == "none":
             return binary
-        return ScaledWeights(binary, jax.lax.stop_gradient(weight_scale(x, self.scale)))
+        return ScaledOperand(binary, jax.lax.stop_gradient(weight_scale(x, self.scale)))
 
     def _phi(
         self, x: jax.Array, alpha: jax.Array, middle: jax.Array, half_width: jax.Array

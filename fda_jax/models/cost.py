@@ -16,7 +16,7 @@ from jax.extend.core import Jaxpr, Literal
 
 from fda_jax.layers import BinaryConv, BinaryDense, Method
 from fda_jax.layers.binary import method_of
-from fda_jax.layers.quantizers import QUANTIZED, Quantized, makes_signs
+from fda_jax.layers.quantizers import QUANTIZED, Quantized, makes_signs, whole
 from fda_jax.models.markdown import table
 
 # Binary products that a processor makes at once, as Bi-Real Net and ReActNet count.
@@ -491,7 +491,7 @@ def _tried(method: Method) -> _Bits:
         def look(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             output = call(*args, **kwargs)
             if tuple(context.module.path) == ("activation",):
-                seen["activation"] = output
+                seen["activation"] = whole(output)
             return output
 
         variables = dict(layer.init(jax.random.key(1), images))

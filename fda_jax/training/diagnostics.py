@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from fda_jax.layers import BinaryConv, BinaryDense
-from fda_jax.layers.quantizers import ActivationQuantizer, ScaledQuantizer, ScaledWeights
+from fda_jax.layers.quantizers import ActivationQuantizer, ScaledOperand, ScaledQuantizer
 from fda_jax.training.flips import effective_weights
 from fda_jax.training.state import TrainState
 from fda_jax.training.step import Preprocessing, make_loss, stream_positions
@@ -302,13 +302,13 @@ def _interceptor(factors: ByLayer, axis_name: str | None, *, observe: bool) -> C
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
         module, layer = context.module, context.module.parent
         result = call(*args, **kwargs)
-        is_scaled = module.name == "weight" and isinstance(module, ScaledQuantizer)
+        is_scaled = isinstance(module, ScaledQuantizer)
         quantizes = context.method_name == ("apart" if is_scaled else "__call__")
         if not isinstance(layer, BinaryConv | BinaryDense) or not quantizes:
             return result
         if module.name == "weight":
             factor = factors.get("/".join(layer.path), 1.0)
-            return result.times(factor) if isinstance(result, ScaledWeights) else result * factor
+            return result.times(factor) if isinstance(result, ScaledOperand) else result * factor
         if module.name == "activation" and observe and not layer.is_initializing():
             for name, value in _observe(module, args[0], kwargs["progress"], axis_name).items():
                 module.sow(

@@ -334,6 +334,7 @@ def test_a_progress_that_is_no_share_is_refused_where_it_is_known(layer, progres
     [
         *("ste", "dorefa", "xnor_net", "irnet", "reactnet", "dsq_learned", "pcnn"),
         *("binaryconnect", "proxconnect", "reverse_proxconnect", "proxquant", "bnn_plus_plus"),
+        "abc_net",
     ],
 )
 @pytest.mark.parametrize("train", [False, True])
@@ -349,21 +350,36 @@ def test_a_scale_multiplies_whole_sums_of_signs(method, train, key):
     kernel = np.asarray(updates["effective_weights"]["kernel"][0])
     scale = np.abs(kernel).max((0, 1, 2))
     np.testing.assert_array_equal(np.abs(kernel), np.broadcast_to(scale, kernel.shape))
-    signs = np.where(np.asarray(images) > 0, 1, -1)
-    sums = sum(
-        np.einsum("bhwc,co->bhwo", signs[:, i : 7 + i, j : 7 + j], np.sign(kernel[i, j]))
-        for i in range(2)
-        for j in range(2)
-    )
+    sums = conv(signs(np.asarray(images)), np.sign(kernel), border=((0, 0), (0, 0)))
     np.testing.assert_array_equal(y, sums.astype(np.float32) * scale)
     assert 0.05 < np.mean(np.asarray(y) == 0) < 0.2
 
 
-@pytest.mark.parametrize("method", ["ste", "dorefa", "proxconnect", "bnn_plus_plus"])
+@pytest.mark.parametrize("scale", ["layer", "filter"])
+def test_trained_scales_of_both_operands_multiply_whole_sums_of_signs(scale, key):
+    method = make_method("abc_net", scale=scale)
+    layer = BinaryConv(features=32, kernel_size=2, padding=0, method=method)
+    images = jax.random.normal(key, (2, 8, 8, 16))
+    params = dict(layer.init(jax.random.key(1), images)["params"])
+    params["activation"] = {**params["activation"], "scale": jnp.array([0.7])}
+    changed = ["effective_weights"]
+    y, updates = layer.apply({"params": params}, images, True, 0.5, mutable=changed)
+    kernel = np.asarray(updates["effective_weights"]["kernel"][0])
+    sums = conv(signs(np.asarray(images)), np.sign(kernel), border=((0, 0), (0, 0)))
+    expected = sums.astype(np.float32) * (np.float32(0.7) * np.abs(kernel).max((0, 1, 2)))
+    np.testing.assert_array_equal(y, expected)
+    assert 0.05 < np.mean(np.asarray(y) == 0) < 0.2
+
+
+@pytest.mark.parametrize(
+    "method", ["ste", "dorefa", "proxconnect", "bnn_plus_plus", "abc_net", "dorefa_of_scaled"]
+)
 @pytest.mark.parametrize("progress", [0.5, 1.0])
 def test_a_scale_outside_of_the_sums_changes_no_derivative(method, progress):
     """In float64, against the convolution of what the quantizers make as numbers."""
-    method = make_method(method)
+    activation = make_method("abc_net").activation if method.endswith("_of_scaled") else None
+    method = make_method(method.removesuffix("_of_scaled"))
+    method = dataclasses.replace(method, activation=activation or method.activation)
     layer = BinaryConv(16, method=method, dtype=np.float64)
     random = np.random.default_rng(0)
 

@@ -29,6 +29,7 @@ from fda_jax.layers import (
     make_method,
     weight_scale,
 )
+from fda_jax.layers.quantizers import whole
 from fda_jax.models.summary import count_parameters
 from fda_jax.training.optimizer import make_optimizer
 
@@ -144,10 +145,15 @@ def look(net: Net, variables: Any, a: jax.Array, **kwargs: Any) -> tuple[Seen, A
         mutable=["batch_stats", "penalties", "effective_weights", "intermediates"],
     )
     inside = state["intermediates"]
+
+    def numbers(calls):
+        (made,) = calls["apart" if "apart" in calls else "__call__"]
+        return whole(made)
+
     seen = Seen(
         out=out,
         weights={layer: state["effective_weights"][layer]["kernel"][0] for layer in LAYERS},
-        activations={layer: inside[layer]["activation"]["__call__"][0] for layer in LAYERS},
+        activations={layer: numbers(inside[layer]["activation"]) for layer in LAYERS},
         layer_out={layer: inside[layer]["__call__"][0] for layer in LAYERS},
     )
     return seen, {key: state.get(key, {}) for key in ("batch_stats", "penalties")}
