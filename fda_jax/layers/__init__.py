@@ -9,6 +9,7 @@ from fda_jax.layers.quantizers import (
     Noise,
     NoiseAdaptation,
     Quantizer,
+    ScaledOperand,
     WeightQuantizer,
     weight_scale,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Noise",
     "NoiseAdaptation",
     "Quantizer",
+    "ScaledOperand",
     "WeightQuantizer",
     "knobs_of",
     "lookup",

@@ -20,6 +20,9 @@ class AdaptiveWeights(nn.Module):
     The signs and the two scalars of a filter are all that is left at inference. A filter whose
     weights are all equal has no spread: its alpha is 0 and both its values are beta.
 
+    A layer's sums are rounded. With the activations of two values, too, each is made of four whole
+    numbers with factors of their own, and 0 by accident alone once the activations' beta is not 0.
+
     Attributes:
       estimator: the rule of `ops.binarize`.
     """

@@ -60,7 +60,7 @@ class Method:
 
     A quantizer is a `Quantizer`, or, where a method needs parameters or a state of its own, an
     unbound flax.linen module with `__call__(x, *, train, progress)` that serves as a template:
-    each layer makes its own copy.
+    each layer makes its own copy. It returns an array, or a `ScaledOperand`.
 
     Attributes:
       weight: of the latent weights (..., filters); None keeps them real.

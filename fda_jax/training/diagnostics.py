@@ -18,7 +18,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from fda_jax.layers import BinaryConv, BinaryDense
-from fda_jax.layers.quantizers import ActivationQuantizer, ScaledOperand, ScaledQuantizer
+from fda_jax.layers.quantizers import (
+    ActivationQuantizer,
+    ScaledOperand,
+    ScaledQuantizer,
+    whole,
+)
 from fda_jax.training.flips import effective_weights
 from fda_jax.training.state import TrainState
 from fda_jax.training.step import Preprocessing, make_loss, stream_positions
@@ -334,7 +339,7 @@ def _observe(
         bare = ActivationQuantizer(plain)
 
     def quantize(a: jax.Array) -> jax.Array:
-        return cast(jax.Array, bare.apply(variables, a, train=False, progress=progress))
+        return whole(cast(Any, bare.apply(variables, a, train=False, progress=progress)))
 
     # The quantizers are elementwise now, so this is the slope of each of them.
     binary, pull_back = jax.vjp(quantize, a)

@@ -15,6 +15,7 @@ from fda_jax.layers import (
     BinaryDense,
     Method,
     Quantizer,
+    ScaledOperand,
     WeightQuantizer,
     make_method,
 )
@@ -420,6 +421,28 @@ def test_a_scale_outside_of_the_sums_changes_no_derivative(method, progress):
         )
         for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-10 * np.abs(other).max())
+
+
+class Own(nn.Module):
+    """Signs of one's own, with a scale apart."""
+
+    size: float
+
+    def __call__(self, x, *, train, progress):
+        return ScaledOperand(ops.binarize(x, ops.Identity(), progress), jnp.float32(self.size))
+
+
+def test_a_module_of_ones_own_may_keep_its_scale_apart(key):
+    layer = BinaryConv(features=16, method=Method(weight=Own(0.3), activation=Own(0.7)))
+    images = jax.random.normal(key, (2, 8, 8, 16))
+    variables = layer.init(jax.random.key(1), images)
+    y, pull_back = jax.vjp(lambda w: layer.apply(w, images, True, 0.5), variables)
+    kernel, a = (signs(np.asarray(x)) for x in (variables["params"]["latent_kernel"], images))
+    scale = np.float32(0.7) * np.float32(0.3)
+    np.testing.assert_array_equal(y, conv(a, kernel).astype(np.float32) * scale)
+    of_w = pull_back(jnp.ones_like(y))[0]["params"]["latent_kernel"]
+    expected = 0.21 * conv_gradients(a, kernel, np.ones(y.shape))[1]
+    np.testing.assert_allclose(of_w, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_slope_behind_a_sum_of_0_is_no_matter_of_the_order_of_summing(key, monkeypatch):

@@ -342,6 +342,20 @@ def test_every_method_has_the_diagnostics_of_the_operands_that_it_makes_binary(n
     assert set(found.outside_window) == set(found.dead_channels) == activations
 
 
+class Halves(nn.Module):
+    """Signs of one's own, with a scale apart."""
+
+    def __call__(self, x, *, train, progress):
+        signs = ops.binarize(x, ops.Identity(), progress)
+        return layers.ScaledOperand(signs, jnp.float32(0.5))
+
+
+def test_a_module_of_ones_own_that_keeps_its_scale_apart_has_them_too():
+    method = layers.Method(weight=Halves(), activation=Halves())
+    found, slopes, _ = shapes(Pair(method), method)
+    assert set(found.dead_filters) == set(found.dead_channels) == set(slopes) == {"conv1", "conv2"}
+
+
 @pytest.mark.slow
 def test_a_transformer_has_them_for_each_of_its_linear_layers():
     method = layers.make_method("fda")
