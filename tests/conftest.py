@@ -24,10 +24,25 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit what is set h
 
 import jax
 import pytest
+from jax._src import compiler
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Tracing makes many objects, and looking for cycles among them every few hundred takes its time.
 gc.set_threshold(100_000, 20, 20)
+
+if jax.__version__.startswith("0.10."):
+    # This XLA can compile fusions in two ways; the older one, which later versions have no more,
+    # takes half the time. Programs that are compiled as users compile them take the newer one.
+    with_defaults = compiler.get_compile_options
+
+    def with_older_fusions(*args, **kwargs):
+        options = with_defaults(*args, **kwargs)
+        if options.executable_build_options.debug_options.xla_backend_optimization_level == 0:
+            older = ("xla_cpu_use_fusion_emitters", False)
+            options.env_option_overrides = [*options.env_option_overrides, older]
+        return options
+
+    compiler.get_compile_options = with_older_fusions
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "configs"))
