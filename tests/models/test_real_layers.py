@@ -45,17 +45,22 @@ def test_a_layer_that_stays_real_is_a_plain_convolution_of_what_it_sees(method, 
     assert kinds[ONE] == "kernel"
     assert set(variables["params"]["stage1_block1"]["conv1"]) == {"kernel"}
     assert list(kinds.values()).count("latent_kernel") == 5
-    seen = {}
 
-    def look(call, args, kwargs, context):
-        output = call(*args, **kwargs)
-        if "/".join(context.module.path) == ONE and context.method_name == "__call__":
-            seen[ONE] = args[0], output
-        return output
+    @jax.jit
+    def look(variables, images):
+        seen = {}
 
-    with nn.intercept_methods(look):
-        model.apply(variables, jax.random.normal(key, (2, *SHAPE)))
-    before, after = seen[ONE]
+        def keep(call, args, kwargs, context):
+            output = call(*args, **kwargs)
+            if "/".join(context.module.path) == ONE and context.method_name == "__call__":
+                seen[ONE] = args[0], output
+            return output
+
+        with nn.intercept_methods(keep):
+            model.apply(variables, images)
+        return seen[ONE]
+
+    before, after = look(variables, jax.random.normal(key, (2, *SHAPE)))
     kernel = variables["params"]["stage1_block1"]["conv1"]["kernel"]
     wanted = jax.lax.conv_general_dilated(
         before, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
