@@ -288,7 +288,14 @@ def test_a_network_of_ones_own_answers_as_its_model(methods, counts, key):
     assert (dense.binary_macs, dense.mixed_macs) == ((128, 0) if counts else (0, 128))
 
 
-@pytest.mark.parametrize("methods", [("rbnn", "recu"), ("abc_net", "lns"), ("adabin", "pcnn")])
+@pytest.mark.parametrize(
+    "methods",
+    [  # in plain tests rbnn and abc_net are in networks of their own
+        ("adabin", "pcnn"),
+        pytest.param(("rbnn", "recu"), marks=pytest.mark.slow),
+        pytest.param(("abc_net", "lns"), marks=pytest.mark.slow),
+    ],
+)
 def test_quantizers_that_are_modules_are_frozen_by_their_methods_names(methods, key):
     model = Own(methods)
     variables = trained(model, SHAPE, key)
@@ -336,8 +343,9 @@ class Scanned(nn.Module):
 
 
 def test_a_layer_whose_bits_do_not_reach_it_is_refused_by_name(key):
-    for model, name in ((Scanned(), "conv/latent"), (layers.BinaryConv(1), "params/latent")):
-        variables = model.init(key, jnp.zeros((1, *SHAPE)))
+    alone = layers.BinaryConv(1, method="ste")
+    for model, name in ((Scanned(), "conv/latent"), (alone, "params/latent")):
+        variables = jax.jit(model.init)(key, jnp.zeros((1, *SHAPE)))
         with pytest.raises(ValueError, match=rf"{name}_kernel.*outside of nn\.scan"):
             frozen(model, variables, SHAPE)
     with pytest.raises(ValueError, match=r"params/conv/latent_kernel.*outside of nn\.scan"):
@@ -360,7 +368,7 @@ class WithCounting(nn.Module):
 
 @pytest.mark.parametrize("freeze", [deploy.freeze, deploy.to_onnx])
 def test_a_layer_that_needs_the_number_of_images_is_refused_by_name(key, freeze):
-    variables = WithCounting().init(key, jnp.zeros((1, *SHAPE)))
+    variables = jax.jit(WithCounting().init)(key, jnp.zeros((1, *SHAPE)))
     with pytest.raises(ValueError, match=r"^the layer counting .* number of images"):
         freeze(WithCounting(), variables, SHAPE, mean=(0.5,), std=(0.5,))
 
@@ -374,8 +382,9 @@ def test_without_a_compiler_there_is_the_program_in_floating_point_alone(key, mo
     assert_same_answers(network, model, variables, pictures(SHAPE, key))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.bfloat16])
-@pytest.mark.parametrize("method", ["ste", "full_precision"])
+@pytest.mark.parametrize(
+    ("method", "dtype"), [("full_precision", jnp.float64), ("ste", jnp.bfloat16)]
+)
 def test_real_numbers_are_shipped_in_32_bits(key, tmp_path, method, dtype):
     model = tiny(method=make_method(method))
     variables = trained(model, SHAPE, key)

@@ -311,12 +311,13 @@ def test_parts_of_programs_compute_the_same(part):
         return PARTS[part](images.astype(jnp.float32) - 2.5)
 
     made = onnx_form.to_model(predict, {}, (4, 3), {})
-    for number in (0, 1, 5):
+    for number in (1, 5):
         images = np.random.default_rng(0).integers(0, 6, (number, 4, 3)).astype(np.uint8)
-        wanted = np.asarray(predict(None, images))
+        wanted = np.asarray(jax.jit(predict)(None, images))
         answers = run(made, images)
         assert answers.shape == wanted.shape
         np.testing.assert_allclose(answers, wanted, rtol=1e-5, atol=1e-6)
+    assert run(made, images[:0]).shape == (0, *wanted.shape[1:])
 
 
 @pytest.mark.parametrize(

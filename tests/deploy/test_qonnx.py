@@ -86,8 +86,8 @@ class Dense(nn.Module):
 @pytest.mark.parametrize(
     "model",
     [
-        models.build("resnet_digits", method="fda", num_classes=10),
-        models.build("vgg_small", method="binarynet", num_classes=3),
+        models.ResNet(stage_sizes=(1, 1), widths=(8, 16), num_classes=3, method="fda"),
+        models.VGGSmall(widths=(8, 16, 24), num_classes=3, method="binarynet"),
         Dense(),
     ],
 )
@@ -100,21 +100,20 @@ def test_tools_of_qonnx_run_it_and_count_the_same(model, key):
     from qonnx.util.cleanup import cleanup_model
     from qonnx.util.inference_cost import inference_cost
 
-    shape = (32, 32, 1) if isinstance(model, models.VGGSmall) else SHAPE
-    variables = trained(model, shape, key)
-    theirs = ModelWrapper(converted(model, variables, shape))
-    theirs = cleanup_model(theirs, override_inpsize=(1, *shape)).transform(InferDataTypes())
+    variables = trained(model, SHAPE, key)
+    theirs = ModelWrapper(converted(model, variables, SHAPE))
+    theirs = cleanup_model(theirs, override_inpsize=(1, *SHAPE)).transform(InferDataTypes())
     (images,), (answers,) = theirs.graph.input, theirs.graph.output
     assert str(theirs.get_tensor_datatype(images.name)) == "UINT8"
     # hls4ml asks for the shape of every array.
     shaped = {described.name for described in theirs.graph.value_info}
     assert shaped >= {tensor.name for tensor in theirs.graph.initializer}
-    for image in pictures(shape, key, 2):
+    for image in pictures(SHAPE, key, 2):
         given = {images.name: image[None].astype(np.float32)}
         answer = execute_onnx(theirs, given)[answers.name]
         wanted = logits(model, variables, image[None])
         np.testing.assert_allclose(answer, wanted, atol=1e-5 * np.abs(wanted).max())
-    summary = models.summarize(model, shape)
+    summary = models.summarize(model, SHAPE)
     cost = inference_cost(theirs, discount_sparsity=False)["total_cost"]
     assert cost["op_mac_BIPOLAR_BIPOLAR"] == summary.binary_macs
     assert cost["total_macs"] == summary.macs
