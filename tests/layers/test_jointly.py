@@ -115,11 +115,18 @@ def test_layers_of_another_method_quantize_for_themselves():
             return x
 
     model, quantizer = Mixed(), make_method("fda").weight
-    variables = model.init(jax.random.key(0), IMAGES)
-    made = quantize_weights(quantizer, variables["params"], PROGRESS)
-    assert set(made[QUANTIZED]) == {"fda"}
-    together = model.apply({**variables, **made}, IMAGES, train=True, progress=PROGRESS)
-    alone = model.apply(variables, IMAGES, train=True, progress=PROGRESS)
+    variables = jax.jit(model.init)(jax.random.key(0), IMAGES)
+
+    @jax.jit
+    def both(variables):
+        made = quantize_weights(quantizer, variables["params"], PROGRESS)
+        assert set(made[QUANTIZED]) == {"fda"}
+        return [
+            model.apply(given, IMAGES, train=True, progress=PROGRESS)
+            for given in ({**variables, **made}, variables)
+        ]
+
+    together, alone = both(variables)
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -132,9 +139,8 @@ def test_the_weights_penalty_of_a_layer_that_is_called_twice_counts_once():
             layer = BinaryConv(1, method=method, name="layer")
             return layer(layer(x, True, PROGRESS), True, PROGRESS)
 
-    variables = Twice().init(jax.random.key(0), IMAGES)
-    (penalty,) = jax.tree.leaves(
-        Twice().apply(variables, IMAGES, mutable=["penalties"])[1]["penalties"]
-    )
+    variables = jax.jit(Twice().init)(jax.random.key(0), IMAGES)
+    apply = jax.jit(functools.partial(Twice().apply, mutable=["penalties"]))
+    (penalty,) = jax.tree.leaves(apply(variables, IMAGES)[1]["penalties"])
     wanted = method.weight.penalty(variables["params"]["layer"]["latent_kernel"], PROGRESS)
     np.testing.assert_allclose(penalty, wanted, rtol=1e-6)

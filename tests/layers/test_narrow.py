@@ -30,12 +30,15 @@ G = jnp.asarray(rng.uniform(0.5, 1.5, size=X.shape), jnp.bfloat16)
 def gradients(module: nn.Module, dtype: jnp.dtype):
     training = {} if module in NONLINEARITIES else {"train": True, "progress": 0.5}
     x, g = X.astype(dtype), G.astype(dtype)
-    params = module.init(jax.random.key(0), x, **training)["params"]
 
-    def forward(params):
-        return module.apply({"params": params}, x, **training)
+    @jax.jit
+    def of_params(x, g):
+        params = module.init(jax.random.key(0), x, **training)["params"]
+        return jax.vjp(lambda params: module.apply({"params": params}, x, **training), params)[1](
+            g
+        )[0]
 
-    return jax.jit(lambda params: jax.vjp(forward, params)[1](g)[0])(params)
+    return of_params(x, g)
 
 
 @pytest.mark.parametrize("module", NONLINEARITIES + ACTIVATIONS, ids=lambda m: type(m).__name__)

@@ -83,6 +83,10 @@ def arrays(operand: str) -> tuple[np.ndarray, ...]:
     return tuple(rng.uniform(-0.95, 0.95, size).astype(np.float32) for size in shapes)
 
 
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
 def signs(x: np.ndarray) -> np.ndarray:
     return np.where(x > 0, 1.0, -1.0)
 
@@ -346,19 +350,22 @@ def test_the_modules_parameters_get_the_derivative_of_the_weights(scale, scale_i
     module = WeightQuantizer(
         Quantizer(RULE, scale, noise=noise, scale_in_gradient=scale_in_gradient)
     )
-    w = 0.1 * jax.random.normal(KEY, (2, 2, 4, 3))
-    g = jax.random.normal(jax.random.key(1), w.shape)
-    params = module.init(KEY, w, train=True, progress=0.25)["params"]
-    towards = jax.tree.map(lambda a: jax.random.normal(jax.random.key(a.size), a.shape), params)
+    w, g = 0.1 * normal(2, 2, 4, 3), normal(2, 2, 4, 3, seed=1)
+    size = {"filter": 16, "channels": 4}[axis]
+    matrices = {"w1": (size, size // 2), "w2": (size // 2, size)}
+    params, towards = (
+        {"noise": {name: normal(*shape, seed=seed) for name, shape in matrices.items()}}
+        for seed in (2, 3)
+    )
 
     def loss(step):
         moved = jax.tree.map(lambda a, d: a + step * d, params, towards)
         weights = module.apply({"params": moved}, w, train=True, progress=0.25)
         return jnp.sum(weights * g)
 
-    derivative = jax.grad(loss)(0.0)
     step = 1e-2
-    difference = (float(loss(step)) - float(loss(-step))) / (2 * step)
+    derivative, after, before = jax.jit(lambda: (jax.grad(loss)(0.0), loss(step), loss(-step)))()
+    difference = (after - before) / (2 * step)
     assert abs(difference) > 1e-3
     np.testing.assert_allclose(derivative, difference, rtol=2e-2)
 
@@ -366,12 +373,15 @@ def test_the_modules_parameters_get_the_derivative_of_the_weights(scale, scale_i
 def test_a_filter_of_zeros_has_a_gradient_and_a_finite_one():
     module = WeightQuantizer(Quantizer(RULE, "filter", noise=NOISE, scale_in_gradient=False))
     w = jnp.zeros((1, 1, 4, 2)).at[..., 1].set(0.3)
-    variables = module.init(KEY, w, train=True, progress=PROGRESS)
 
-    def weights(w):
-        return module.apply(variables, w, train=True, progress=PROGRESS)
+    @jax.jit
+    def gradient_of_sum(w):
+        variables = module.init(KEY, w, train=True, progress=PROGRESS)
+        return jax.grad(lambda w: module.apply(variables, w, train=True, progress=PROGRESS).sum())(
+            w
+        )
 
-    (gradient,) = jax.vjp(weights, w)[1](jnp.ones_like(w))
+    gradient = gradient_of_sum(w)
     assert np.isfinite(gradient).all()
     assert gradient[..., 0].all()
 

@@ -1,5 +1,7 @@
 """Activations with a trained threshold."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +22,12 @@ def test_the_sign_is_taken_of_the_shifted_activation_and_so_is_the_slope() -> No
     def apply(a, shift):
         return ShiftedSign().apply({"params": {"shift": shift}}, a, train=True, progress=0.2)
 
-    value, pullback = jax.vjp(apply, A, SHIFT)
-    of_a, of_shift = pullback(g)
+    @jax.jit
+    def value_and_gradients(a, shift, g):
+        value, pullback = jax.vjp(apply, a, shift)
+        return value, *pullback(g)
+
+    value, of_a, of_shift = value_and_gradients(A, SHIFT, g)
     moved = A + SHIFT
     np.testing.assert_array_equal(value, np.where(moved > 0, 1.0, -1.0))
     expected = g * np.maximum(2 - 2 * np.abs(moved), 0)
@@ -32,17 +38,21 @@ def test_the_sign_is_taken_of_the_shifted_activation_and_so_is_the_slope() -> No
 def test_a_noise_module_sees_the_shifted_activation_and_is_gone_at_inference() -> None:
     quantizer = make_method("fda").activation
     module, plain = ShiftedSign(quantizer), ActivationQuantizer(quantizer)
-    variables = module.init(jax.random.key(0), A, train=True, progress=0.3)
-    noise = variables["params"]["sign"]
+    init = functools.partial(module.init, train=True, progress=0.3)
+    noise = jax.jit(init)(jax.random.key(0), A)["params"]["sign"]
     moved = {"params": {"shift": SHIFT, "sign": noise}}
-    for train in (True, False):
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(train):
         given = {"train": train, "progress": 0.3}
-        value, pullback = jax.vjp(lambda a, given=given: module.apply(moved, a, **given), A)
-        wanted, its = jax.vjp(
-            lambda a, given=given: plain.apply({"params": noise}, a, **given), A + SHIFT
-        )
+        value, pullback = jax.vjp(lambda a: module.apply(moved, a, **given), A)
+        wanted, its = jax.vjp(lambda a: plain.apply({"params": noise}, a, **given), A + SHIFT)
+        return value, wanted, pullback(A)[0], its(A)[0]
+
+    for train in (True, False):
+        value, wanted, of_a, of_moved = both(train)
         np.testing.assert_array_equal(value, wanted)
-        np.testing.assert_allclose(pullback(A)[0], its(A)[0], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(of_a, of_moved, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(value, ops.sign(A + SHIFT))
 
 

@@ -55,6 +55,7 @@ def test_the_signs_have_the_derivative_of_the_soft_function_by_everything_it_lea
 
 
 def test_the_gradient_of_the_range_does_not_grow_with_the_size_of_a_layer_or_a_batch() -> None:
+    @functools.partial(jax.jit, static_argnums=1)
     def of_params(x, batched):
         module = LearnedDSQ(batched=batched)
 
@@ -65,22 +66,28 @@ def test_the_gradient_of_the_range_does_not_grow_with_the_size_of_a_layer_or_a_b
 
     # Four times the weights, each as before: the sum is four times, the gradient of the range twice
     # as large.
-    weights, more = of_params(X, batched=False), of_params(np.tile(X, (4, 1, 1, 1)), batched=False)
+    weights, more = of_params(X, False), of_params(np.tile(X, (4, 1, 1, 1)), False)
     growth = {"alpha_logit": 4, "middle": 2, "log_half_width": 2}
     chex.assert_trees_all_close(
         more, jax.tree.map(lambda g, factor: factor * g, weights, growth), rtol=1e-5
     )
     # Of activations those are more examples: a sum over them, which the loss's mean divides.
-    one, four = of_params(X, batched=True), of_params(np.tile(X, (4, 1, 1, 1)), batched=True)
+    one, four = of_params(X, True), of_params(np.tile(X, (4, 1, 1, 1)), True)
     chex.assert_trees_all_close(four, jax.tree.map(lambda g: 4 * g, one), rtol=1e-5)
 
 
 def test_the_slope_at_the_ends_of_the_range_is_that_inside() -> None:
     x = np.array([-1, 1, np.nextafter(np.float32(1), np.float32(2))], np.float32)
     rule, learned = ops.DSQ(alpha=0.2, window=1.0), LearnedDSQ()
-    params = learned.init(jax.random.key(0), x, train=True, progress=0.0)
-    ours = jax.grad(lambda x: jnp.sum(learned.apply(params, x, train=True, progress=0.0)))(x)
-    np.testing.assert_allclose(ours, rule.slope(x, jnp.float32(0)), rtol=1e-5)
+
+    @jax.jit
+    def slopes(x):
+        params = learned.init(jax.random.key(0), x, train=True, progress=0.0)
+        ours = jax.grad(lambda x: jnp.sum(learned.apply(params, x, train=True, progress=0.0)))(x)
+        return ours, rule.slope(x, jnp.float32(0))
+
+    ours, wanted = slopes(x)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5)
     assert min(ours[0], ours[1]) > 0 == ours[2]
 
 

@@ -11,13 +11,19 @@ import pytest
 from fda_jax import ops
 
 
-def both(pool, x, g):
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-    def value_and_gradient(x, g):
-        y, pull = jax.vjp(pool, x)
-        return y, pull(g)[0]
+def values_and_gradients(*functions_and_arguments):
+    """Of each function with its argument and its result's cotangent, all in one program."""
+    functions = [function for function, *_ in functions_and_arguments]
 
-    return value_and_gradient(x, g)
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def compute(arguments):
+        made = []
+        for function, (x, g) in zip(functions, arguments, strict=True):
+            y, pull = jax.vjp(function, x)
+            made.append((y, *pull(g)))
+        return made
+
+    return compute([arguments for _, *arguments in functions_and_arguments])
 
 
 @pytest.mark.parametrize(
@@ -51,7 +57,7 @@ def test_value_and_gradient_are_flaxs_whoever_is_first_of_a_tie(
 
     # Whole numbers, whose sums do not depend on their order.
     g = jnp.asarray(rng.integers(-9, 10, jax.eval_shape(flaxs, x).shape), dtype)
-    for mine, reference in zip(both(ours, x, g), both(flaxs, x, g), strict=True):
+    for mine, reference in zip(*values_and_gradients((ours, x, g), (flaxs, x, g)), strict=True):
         np.testing.assert_array_equal(mine, reference)
 
 
@@ -96,8 +102,9 @@ def test_mean_and_gradient_are_flaxs_with_the_pixels_that_a_window_holds(
     exact = jnp.asarray(x, jnp.float32)
     g = jnp.asarray(rng.standard_normal(jax.eval_shape(flaxs, exact).shape), dtype)
     rounding = 1e-6 if dtype == jnp.float32 else 1e-2
-    mine = both(lambda x: ops.mean_pool(x, window), x, g)
-    right = both(flaxs, exact, jnp.asarray(g, jnp.float32))
+    mine, right = values_and_gradients(
+        (lambda x: ops.mean_pool(x, window), x, g), (flaxs, exact, jnp.asarray(g, jnp.float32))
+    )
     for value, reference in zip(mine, right, strict=True):
         assert value.dtype == dtype
         np.testing.assert_allclose(np.float32(value), reference, rtol=rounding, atol=rounding)

@@ -377,14 +377,16 @@ def test_a_step_of_sgd_in_a_network_is_the_methods_update(name: str) -> None:
     def network_loss(u, progress):
         return loss(binarize(u, quantizer.estimator, progress))
 
-    u, progress = jnp.asarray(START, jnp.float32), jnp.float32(0.3)
-    gradient = jax.jit(jax.grad(network_loss))(u, progress)
-    delta = -RATE * gradient
-    if latent_rule is None:
-        after = u + delta
-    else:
-        after, _ = latent_rule.update(u, delta, gradient, latent_rule.init(u), progress)
-    expected = jax.jit(lambda u: method.update(u, jax.grad(loss), RATE, progress))(u)
+    @jax.jit
+    def both(u, progress):
+        gradient = jax.grad(network_loss)(u, progress)
+        after = u - RATE * gradient
+        if latent_rule is not None:
+            memory = latent_rule.init(u)
+            after, _ = latent_rule.update(u, -RATE * gradient, gradient, memory, progress)
+        return after, method.update(u, jax.grad(loss), RATE, progress)
+
+    after, expected = both(np.float32(START), np.float32(0.3))
     np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-6)
 
 
