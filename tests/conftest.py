@@ -24,7 +24,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit what is set h
 
 import jax
 import pytest
-from jax._src import compiler
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Tracing makes many objects, and looking for cycles among them every few hundred takes its time.
@@ -33,6 +32,8 @@ gc.set_threshold(100_000, 20, 20)
 if jax.__version__.startswith("0.10."):
     # This XLA can compile fusions in two ways; the older one, which later versions have no more,
     # takes half the time. Programs that are compiled as users compile them take the newer one.
+    from jax._src import compiler
+
     with_defaults = compiler.get_compile_options
 
     def with_older_fusions(*args, **kwargs):
