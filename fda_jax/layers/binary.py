@@ -25,6 +25,7 @@ from fda_jax.layers.quantizers import (
     whole,
 )
 from fda_jax.ops.convolution import Padding
+from fda_jax.ops.products import check_scale
 
 # By which a sum of steps may miss 0 or 1.
 _ROUNDING = 1e-6
@@ -222,7 +223,22 @@ def _operands(
     if layer.is_mutable_collection("effective_weights") and not layer.is_initializing():
         layer.sow("effective_weights", "kernel", whole(binary_w))
     binary_a = quantize_a(a.astype(layer.dtype), train=train, progress=progress)
+    _check_scales(binary_a, binary_w, layer.features)
     return binary_a, binary_w
+
+
+def _check_scales(
+    a: jax.Array | ScaledOperand, w: jax.Array | ScaledOperand | ops.SignKernel, filters: int
+) -> None:
+    """Refuse scales that sums over channels cannot be multiplied by."""
+    if isinstance(w, ScaledOperand):
+        check_scale(w.scale, filters)
+    if isinstance(a, ScaledOperand) and (jnp.ndim(a.scale) or not a.scale_in_gradient):
+        raise ValueError(
+            f"the scale of the activations has shape {jnp.shape(a.scale)} and scale_in_gradient="
+            f"{a.scale_in_gradient}, but sums over channels are multiplied by one number, which is "
+            "in the gradient: give one, or return the activations as an array"
+        )
 
 
 def _factors(
@@ -240,7 +256,7 @@ def _factors(
         (operand.values, operand.scale) if isinstance(operand, ScaledOperand) else (operand,)
         for operand in (a, w)
     )
-    scales = [scale.astype(dtype) for scale in (*of_a, *of_w)]
+    scales = [jnp.asarray(scale, dtype) for scale in (*of_a, *of_w)]
     scale = functools.reduce(jnp.multiply, scales) if scales else None
     return x, kernel.astype(dtype), scale, in_gradient
 

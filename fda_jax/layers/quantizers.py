@@ -124,13 +124,13 @@ class ScaledOperand:
 
     Attributes:
       values: of weights (..., filters), of activations (..., channels): signs, or signs with noise.
-      scale: of weights () or (filters,), of activations ().
+      scale: of weights () or (filters,), of activations (); or a number.
       scale_in_gradient: whether the scale multiplies the gradient of the values. If not, no
         gradient flows to the scale either. Activations always have it so.
     """
 
     values: jax.Array
-    scale: jax.Array
+    scale: jax.Array | float
     scale_in_gradient: bool = dataclasses.field(default=True, metadata={"static": True})
 
     def product(self) -> jax.Array:

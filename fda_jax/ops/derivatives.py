@@ -30,7 +30,7 @@ def cotangent_of(primal: jax.Array, cotangent: jax.Array) -> jax.Array:
     return jax.lax.psum(cotangent, axes) if axes else cotangent
 
 
-def broadcast_like(parameter: jax.Array, x: jax.Array) -> jax.Array:
+def broadcast_like(parameter: jax.Array | float, x: jax.Array) -> jax.Array:
     """A parameter at every element of an array that it multiplies or is added to.
 
     Written before it is rounded to the array's dtype, so that its gradient, a sum over all those

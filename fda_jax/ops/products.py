@@ -40,7 +40,7 @@ def _multiply(x: jax.Array, w: jax.Array, scale: jax.Array, scale_in_gradient: b
     return (x @ w) * scale
 
 
-def check_scale(scale: jax.Array | None, filters: int) -> None:
+def check_scale(scale: jax.Array | float | None, filters: int) -> None:
     """Refuse a scale that would be spread over something else than filters.
 
     Raises:

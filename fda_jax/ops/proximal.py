@@ -192,8 +192,8 @@ class InUnits:
       s is nearest to x in least squares (XNOR-Net, arXiv 1603.05279 Eq. 6), and a map from the
       identity to +-s changes the weights least.
 
-    The slope is that of `Scaled`, s times this. So a layer whose quantizer has the same scale, left
-    out of the gradient, trains by `Scaled`, and its sums of signs are whole.
+    In a quantizer with the same scale, left out of the gradient, it is `Scaled`: the same weights
+    and the same slope. But the layer multiplies by s after it has summed, and its sums are whole.
 
     Attributes:
       rule: for values in units of s.

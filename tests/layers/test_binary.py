@@ -434,10 +434,28 @@ def test_a_scale_outside_of_the_sums_changes_no_derivative(method, progress):
 class Own(nn.Module):
     """Signs of one's own, with a scale apart."""
 
-    size: float
+    scale: float | tuple[float, ...]
+    in_gradient: bool = True
 
     def __call__(self, x, *, train, progress):
-        return ScaledOperand(ops.binarize(x, ops.Identity(), progress), jnp.float32(self.size))
+        scale = jnp.array(self.scale) if isinstance(self.scale, tuple) else self.scale
+        return ScaledOperand(ops.binarize(x, ops.Identity(), progress), scale, self.in_gradient)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("weight", "activation", "words"),
+    [
+        (Own((0.3, 0.3)), Own(0.7), r"scale has shape \(2,\), but 3 filters take"),
+        (Own(0.3), Own((1.0, 2.0, 3.0)), r"activations has shape \(3,\) .* give one"),
+        (Own(0.3), Own(0.7, in_gradient=False), "scale_in_gradient=False, but sums over channels"),
+    ],
+)
+def test_a_scale_that_sums_cannot_be_multiplied_by_is_refused(weight, activation, words, dtype):
+    method = Method(weight=weight, activation=activation)
+    for layer in (BinaryConv(3, method=method, dtype=dtype), BinaryDense(3, method, dtype)):
+        with pytest.raises(ValueError, match=words):
+            jax.eval_shape(layer.init, KEY, jnp.ones((1, 4, 4, 3)))
 
 
 def test_a_module_of_ones_own_may_keep_its_scale_apart(key):

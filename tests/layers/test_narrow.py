@@ -34,9 +34,8 @@ def gradients(module: nn.Module, dtype: jnp.dtype):
     @jax.jit
     def of_params(x, g):
         params = module.init(jax.random.key(0), x, **training)["params"]
-        return jax.vjp(lambda params: module.apply({"params": params}, x, **training), params)[1](
-            g
-        )[0]
+        pull_back = jax.vjp(lambda p: module.apply({"params": p}, x, **training), params)[1]
+        return pull_back(g)[0]
 
     return of_params(x, g)
 

@@ -377,9 +377,8 @@ def test_a_filter_of_zeros_has_a_gradient_and_a_finite_one():
     @jax.jit
     def gradient_of_sum(w):
         variables = module.init(KEY, w, train=True, progress=PROGRESS)
-        return jax.grad(lambda w: module.apply(variables, w, train=True, progress=PROGRESS).sum())(
-            w
-        )
+        apply = functools.partial(module.apply, train=True, progress=PROGRESS)
+        return jax.grad(lambda w: apply(variables, w).sum())(w)
 
     gradient = gradient_of_sum(w)
     assert np.isfinite(gradient).all()

@@ -76,17 +76,17 @@ def test_the_gradient_of_the_range_does_not_grow_with_the_size_of_a_layer_or_a_b
     chex.assert_trees_all_close(four, jax.tree.map(lambda g: 4 * g, one), rtol=1e-5)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def slopes(module, rule, x):
+    """Of the module as it starts, and of a rule."""
+    params = module.init(jax.random.key(0), x, train=True, progress=0.0)
+    ours = jax.grad(lambda x: jnp.sum(module.apply(params, x, train=True, progress=0.0)))(x)
+    return ours, rule.slope(x, jnp.float32(0))
+
+
 def test_the_slope_at_the_ends_of_the_range_is_that_inside() -> None:
     x = np.array([-1, 1, np.nextafter(np.float32(1), np.float32(2))], np.float32)
-    rule, learned = ops.DSQ(alpha=0.2, window=1.0), LearnedDSQ()
-
-    @jax.jit
-    def slopes(x):
-        params = learned.init(jax.random.key(0), x, train=True, progress=0.0)
-        ours = jax.grad(lambda x: jnp.sum(learned.apply(params, x, train=True, progress=0.0)))(x)
-        return ours, rule.slope(x, jnp.float32(0))
-
-    ours, wanted = slopes(x)
+    ours, wanted = slopes(LearnedDSQ(), ops.DSQ(alpha=0.2, window=1.0), x)
     np.testing.assert_allclose(ours, wanted, rtol=1e-5)
     assert min(ours[0], ours[1]) > 0 == ours[2]
 
@@ -98,15 +98,7 @@ def test_the_soft_function_is_a_sign_at_the_ends_of_its_range_whatever_it_learne
 
 
 def test_it_starts_as_the_rule_with_fixed_constants() -> None:
-    module, rule = LearnedDSQ(0.3, 0.8), ops.DSQ(0.3, 0.8)
-
-    @jax.jit
-    def both(x):
-        params = module.init(jax.random.key(0), x, train=True, progress=0.0)
-        ours = jax.grad(lambda x: jnp.sum(module.apply(params, x, train=True, progress=0.0)))(x)
-        return ours, rule.slope(x, jnp.float32(0))
-
-    ours, theirs = both(X)
+    ours, theirs = slopes(LearnedDSQ(0.3, 0.8), ops.DSQ(0.3, 0.8), X)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
 
 
